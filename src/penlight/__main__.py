@@ -1,0 +1,5 @@
+"""`python -m penlight`."""
+
+from penlight.cli import main
+
+main()

@@ -1,0 +1,146 @@
+"""What the commands have in common: opening a model, progress, and giving results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from penlight.models import Model
+    from penlight.results import Picture, Result
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def model_options(function: F) -> F:
+    """MODEL and what says how it is opened."""
+    for decorate in (
+        click.option(
+            "--trust", is_flag=True, help="Let files run code: pickled weights, functions named by a model card."
+        ),
+        click.option("--input-shape", metavar="C,H,W", help="The input's shape, where the reference does not say it."),
+        click.option(
+            "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to compute."
+        ),
+        click.argument("model"),
+    ):
+        function = decorate(function)
+    return function
+
+
+def result_options(function: F) -> F:
+    """Where the answer goes."""
+    for decorate in (
+        click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout, and nothing else there."),
+        click.option(
+            "--out", type=click.Path(path_type=Path), metavar="DIR", help="Save pictures and results.json there."
+        ),
+        click.option(
+            "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all random numbers."
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
+def technique_options(verb: str, skip: Iterable[str] = ()) -> Callable[[F], F]:
+    """A flag for every option of every method of the verb, read from the methods themselves; plus --method."""
+
+    def decorate(function: F) -> F:
+        from penlight.techniques.contract import methods
+        from penlight.techniques.options import table
+
+        rows: dict[str, dict[str, Any]] = {}
+        for name in methods[verb]:
+            for row in table(methods[verb][name]):
+                rows.setdefault(row["name"], {**row, "of": []})["of"].append(name)
+        for row in reversed([row for name, row in rows.items() if name not in set(skip)]):
+            function = _flag(row, len(rows) > 1 and len(methods[verb]) > 1)(function)
+        return function
+
+    return decorate
+
+
+def _flag(row: dict[str, Any], name_methods: bool) -> Callable[[F], F]:
+    flag = "--" + row["name"].replace("_", "-")
+    help = row["help"] + (f" ({', '.join(row['of'])})" if name_methods else "")
+    if row["type"] == "bool":
+        return click.option(flag, row["name"], is_flag=True, default=None, help=help)
+    kind = (
+        click.Choice(row["choices"])
+        if row["choices"]
+        else {"int": click.INT, "float": click.FLOAT}.get(row["type"], click.STRING)
+    )
+    return click.option(flag, row["name"], type=kind, default=None, help=f"{help} [default: {row['default']}]")
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def open_model(reference: str, input_shape: str | None, device: str, trust: bool, weights: str = "own") -> Model:
+    """The model of the command line; `module:` references are also looked for in the working directory."""
+    from penlight.errors import BadOption
+    from penlight.models import load_model
+
+    if reference.startswith("module:") and "" not in sys.path:
+        sys.path.insert(0, "")
+    shape = None
+    if input_shape is not None:
+        parts = input_shape.replace("x", ",").split(",")
+        if not all(part.strip().isdigit() for part in parts):
+            raise BadOption(f"--input-shape takes whole numbers with commas, as in 3,224,224, not {input_shape!r}")
+        shape = tuple(int(part) for part in parts)
+    return load_model(reference, example=shape, device=device, trust=trust, weights=weights)
+
+
+def check_out(out: Path | None) -> None:
+    """`BadOutput` before hours of work, not after: the folder must be new, empty, or hold an earlier result."""
+    from penlight.errors import BadOutput
+    from penlight.results.base import may_replace
+
+    if out is None:
+        return
+    may_replace(out)
+    probe = next(p for p in [out, *out.absolute().parents] if p.exists())
+    if not probe.is_dir():
+        raise BadOutput(f"{probe} is no folder; name another place with --out")
+    try:
+        trial = probe / f".penlight-{id(out)}"
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        raise BadOutput(f"cannot write to {out}: {error.strerror or error}; name another place with --out") from error
+
+
+def give(result: Result, out: Path | None, as_json: bool, text: str, more: Iterable[Picture] = ()) -> None:
+    """Save the result, and print it: as JSON, or as text with the place it was saved to."""
+    if out is not None:
+        result.save(out, more)
+    if as_json:
+        click.echo(result.to_json(indent=1))
+    else:
+        click.echo(text)
+        click.echo(f"\nsaved in {out}" if out is not None else "\n--out DIR saves pictures and results.json")
+
+
+@contextmanager
+def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with an ETA on stderr, when that is a terminal; yields `progress(done, of)`."""
+    with tqdm(desc=title, unit=unit, disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True) as bar:
+
+        def progress(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        yield progress

@@ -1,0 +1,109 @@
+"""`penlight survey MODEL DATA`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from penlight.cli.shared import (
+    check_out,
+    give,
+    given,
+    model_options,
+    open_model,
+    progress_bar,
+    result_options,
+    technique_options,
+)
+from penlight.render import columns, survey_sheet
+from penlight.results import Picture, SurveyResult
+from penlight.results.visualize import file_name
+
+if TYPE_CHECKING:
+    from penlight.inputs import Data
+
+_UNITS_A_SHEET = 64
+
+
+@click.command("survey")
+@model_options
+@click.argument("data", required=False)
+@click.option(
+    "--layers", multiple=True, metavar="PATTERN", help="Layers to survey, as in 'features.*'; all by default."
+)
+@click.option("--method", default="stream", show_default=True, help="How; see 'penlight methods'.")
+@technique_options("survey")
+@result_options
+def command(
+    model: str,
+    data: str | None,
+    layers: tuple[str, ...],
+    method: str,
+    device: str,
+    input_shape: str | None,
+    trust: bool,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find what in DATA excites every unit of MODEL: top examples with their receptive fields, and statistics.
+
+    DATA is a folder of pictures (subfolders are classes) or an .npz file; a specimen brings its own.
+    """
+    from penlight.api import find_data, survey
+
+    check_out(out)
+    opened = open_model(model, input_shape, device, trust)
+    found = find_data(opened, data)
+    with progress_bar("survey", "input") as progress:
+        result = survey(opened, found, layers=layers, method=method, seed=seed, progress=progress, **given(options))
+    show = opened.contract.kind == "image"
+    give(result, out, as_json, _text(result), _sheets(result, found) if show else ())
+
+
+def _text(result: SurveyResult) -> str:
+    rows = []
+    for path, one in result.layers.items():
+        units = len(one.mean)
+        rows.append(
+            {
+                "layer": path,
+                "units": units,
+                "never": int((one.fires == 0).sum()),
+                "fires": f"{float(one.fires.mean()):.0%}",
+                "max": f"{float(one.maximum.max()):.4g}",
+                "best": result.top(f"{path}:{int(np.argmax(one.maximum))}")[0].name,
+            }
+        )
+    heads = {
+        "layer": "layer",
+        "units": "units",
+        "never": "never fire",
+        "fires": "fire on, mean",
+        "max": "strongest",
+        "best": "on input",
+    }
+    lines = [columns(rows, heads), "", f"{result.count} inputs read, {len(result.skipped)} skipped"]
+    lines += [f"  skipped {name}: {reason}" for name, reason in result.skipped[:20]]
+    return "\n".join(lines + ([f"  and {len(result.skipped) - 20} more"] if len(result.skipped) > 20 else []))
+
+
+def _sheets(result: SurveyResult, data: Data) -> Iterator[Picture]:
+    """The top examples of every unit, cut to what the unit saw, some units a sheet."""
+    for path, one in result.layers.items():
+        for start in range(0, len(one.mean), _UNITS_A_SHEET):
+            units = [f"{path}:{u}" for u in range(start, min(start + _UNITS_A_SHEET, len(one.mean)))]
+            wanted = sorted({example.index for unit in units for example in result.top(unit)})
+            inputs = {index: _pixels(data.read(index)) for index in wanted}
+            picture = survey_sheet(result, units, inputs)
+            yield Picture(f"{file_name(path)}-top-{start:05d}", picture.pixels, picture.caption)
+
+
+def _pixels(one: Any) -> Any:
+    scaled = one if one.dtype == np.uint8 else np.clip(one * 255.0 + 0.5, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(scaled.transpose(1, 2, 0))

@@ -1,0 +1,111 @@
+"""Which tasks make an atlas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from penlight.errors import BadOption, UnknownName
+from penlight.inputs import Data
+from penlight.jobs.task import Task
+from penlight.models import Model
+from penlight.techniques.contract import methods
+from penlight.techniques.options import build
+
+_SHARD = 512  # inputs a survey task reads at least: what a killed run loses at most
+_SHARDS = 64  # survey tasks at most
+_CHUNK = 32  # units a synthesis task renders
+
+
+@dataclass(frozen=True)
+class AtlasOptions:
+    """What an atlas asks for. `layers` are paths or patterns (`features.*`), empty for all that hold values of their own."""
+
+    method: str = "penlight"  # of the syntheses
+    seeds: int = 3  # random starts a unit
+    top: int = 9  # real examples a unit
+    samples: int = 12  # inputs shown of every class
+    seed: int = 0
+    layers: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # more options of the method
+
+
+def plan_atlas(model: Model, data: Data | None, asked: AtlasOptions) -> list[Task]:
+    """All tasks in the order they are to be run: a task comes after those it needs."""
+    layers = chosen_layers(model, asked.layers)
+    tasks: list[Task] = []
+    if data is not None:
+        tasks += _surveys(model, data, layers, asked)
+    tasks += _filters(model, asked)
+    for layer in _classes_first(model, layers):
+        tasks += _syntheses(model, layer, asked)
+    return tasks
+
+
+def chosen_layers(model: Model, patterns: Sequence[str]) -> list[str]:
+    """Paths of the layers that match, in order of execution; without patterns all that are no alias of another."""
+    if not patterns:
+        return [path for path, layer in model.layers.items() if layer.alias_of is None]
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in model.layers):
+            raise UnknownName("layer", pattern, list(model.layers), f"'penlight layers {model.reference}' lists them")
+    return [path for path in model.layers if any(fnmatchcase(path, pattern) for pattern in patterns)]
+
+
+def _classes_first(model: Model, layers: Sequence[str]) -> list[str]:
+    """The class layer first: it is what people look at while the rest is on its way."""
+    return sorted(layers, key=lambda path: path != model.class_layer)
+
+
+def _task(model: Model, verb: str, method: str, seed: int, options: Mapping[str, Any], **rest: Any) -> Task:
+    technique = methods[verb][method]
+    return Task(verb, method, technique.version, model.hash, asdict(build(technique, options)), seed=seed, **rest)  # type: ignore[call-overload]
+
+
+def _surveys(model: Model, data: Data, layers: Sequence[str], asked: AtlasOptions) -> Iterator[Task]:
+    digest = data.fingerprint()
+    size = max(_SHARD, math.ceil(len(data) / _SHARDS))
+    shards = [
+        _task(
+            model,
+            "survey",
+            "stream",
+            asked.seed,
+            {"top": asked.top, "start": start, "stop": min(start + size, len(data))},
+            layers=tuple(layers),
+            data=digest,
+        )
+        for start in range(0, len(data), size)
+    ]
+    yield from shards
+    whole = shards[0]
+    if len(shards) > 1:
+        whole = _task(model, "survey", "merge", asked.seed, {}, data=digest, needs=tuple(s.key for s in shards))
+        yield whole
+    if model.class_layer is not None:
+        yield _task(
+            model, "activations", "predictions", asked.seed, {"samples": asked.samples}, data=digest, needs=(whole.key,)
+        )
+
+
+def _filters(model: Model, asked: AtlasOptions) -> Iterator[Task]:
+    first = next((p for p, la in model.layers.items() if not la.inputs and la.kind.startswith("Conv")), None)
+    if model.contract.kind == "image" and first is not None:
+        yield _task(model, "survey", "filters", asked.seed, {}, layers=(first,))
+
+
+def _syntheses(model: Model, layer: str, asked: AtlasOptions) -> Iterator[Task]:
+    technique = methods["visualize"][asked.method]
+    taken = {"seeds", "minimize"} & set(asked.options)
+    if taken:
+        raise BadOption(f"an atlas sets {taken.pop()!r} itself; give seeds=, and it renders both directions")
+    units = [str(unit) for unit in model.find(f"{layer}:*")]
+    for start in range(0, len(units), _CHUNK):
+        for minimize in (False, True):
+            options = {**asked.options, "seeds": asked.seeds, "minimize": minimize}
+            yield _task(
+                model, "visualize", technique.name, asked.seed, options, units=tuple(units[start : start + _CHUNK])
+            )

@@ -1,0 +1,112 @@
+"""A copy of the network made for speed: frozen, BatchNorm folded into the convolution before it, channels-last."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from penlight.models.layers import run, same_memory
+from penlight.models.probe import first_tensor, frozen_copy, listening
+
+_TOLERANCE = 1e-3  # of the largest output: folding only rounds differently
+
+
+class _Rest(nn.Module):
+    """What stays of a normalisation that has an activation of its own (timm's BatchNormAct2d) once its affine part is folded."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        for name, child in norm.named_children():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for child in self.children():
+            x = child(x)
+        return x
+
+
+def prepare(network: nn.Module, example: Tensor, keep: Collection[str] = ()) -> nn.Module:
+    """A frozen copy of `network` in eval mode that computes the same outputs faster.
+
+    A BatchNorm that follows a convolution is folded into it, unless the convolution is in `keep`, the layers whose own outputs will
+    be read. Folding is checked on `example` (N, *shape) and left out if the output moved.
+    """
+    twin = _channels_last(frozen_copy(network), example)
+    pairs = _foldable(twin, example, keep)
+    if not pairs:
+        return twin
+    with torch.inference_mode():
+        before = first_tensor(run(twin, example))
+        folded = _fold(_channels_last(frozen_copy(network), example), pairs)
+        after = first_tensor(run(folded, example))
+    if before is None or after is None or not _close(before, after):
+        return twin
+    return folded
+
+
+def _channels_last(network: nn.Module, example: Tensor) -> nn.Module:
+    if example.ndim == 4:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def _close(before: Tensor, after: Tensor) -> bool:
+    scale = float(before.abs().max()) if before.numel() else 0.0
+    return bool(torch.isfinite(after).all()) and float((before - after).abs().max()) <= _TOLERANCE * scale + 1e-7
+
+
+def _foldable(network: nn.Module, example: Tensor, keep: Collection[str]) -> list[tuple[str, str]]:
+    """(convolution, norm) paths: the norm reads exactly what the convolution wrote, and each runs once."""
+    names = {module: name for name, module in network.named_modules()}
+    calls: dict[nn.Module, int] = {}
+    written: list[tuple[Tensor, nn.Module]] = []
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        given = first_tensor(inputs)
+        if _is_norm(module) and given is not None:
+            source = next((m for tensor, m in reversed(written) if same_memory(tensor, given)), None)
+            if source is not None:
+                pairs.append((source, module))
+
+    def after(module: nn.Module, _inputs: Any, output: Any) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        tensor = first_tensor(output)
+        if tensor is not None and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            written.append((tensor, module))
+
+    with torch.no_grad(), listening(network, after, before):
+        run(network, example)
+    once = [(names[c], names[n]) for c, n in pairs if calls[c] == 1 and calls[n] == 1]
+    return [(conv, norm) for conv, norm in once if conv not in keep]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether folding knows this norm: plain BatchNorm, or one whose children are only what follows it."""
+    if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) or module.running_mean is None:
+        return False
+    plain = type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return plain or (type(module).__module__.startswith("timm.") and type(module).__name__ == "BatchNormAct2d")
+
+
+def _fold(network: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
+    for conv_path, norm_path in pairs:
+        conv, norm = network.get_submodule(conv_path), network.get_submodule(norm_path)
+        assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        conv.weight = nn.Parameter(
+            weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight, False
+        )
+        conv.bias = nn.Parameter(bias, False)
+        parent, _, name = norm_path.rpartition(".")
+        setattr(network.get_submodule(parent), name, _Rest(norm))
+    return network

@@ -1,0 +1,20 @@
+"""Frozen, framework-free answers; none of these modules imports torch."""
+
+from penlight.results.base import Picture, Provenance, Result, load_result
+from penlight.results.filters import FiltersResult
+from penlight.results.predictions import PredictionsResult
+from penlight.results.survey import Example, LayerSurvey, SurveyResult
+from penlight.results.visualize import VisualizeResult
+
+__all__ = [
+    "Example",
+    "FiltersResult",
+    "LayerSurvey",
+    "Picture",
+    "PredictionsResult",
+    "Provenance",
+    "Result",
+    "SurveyResult",
+    "VisualizeResult",
+    "load_result",
+]

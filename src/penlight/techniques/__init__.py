@@ -1,0 +1,1 @@
+"""The six questions, a package each; they do not import one another."""

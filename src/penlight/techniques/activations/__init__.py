@@ -1,0 +1,1 @@
+"""What every unit does with an input."""

@@ -1,0 +1,48 @@
+"""What a technique is: a frozen dataclass of options with one `run`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from penlight.inputs import Data
+from penlight.models import Model
+from penlight.registry import Registry
+from penlight.results import Result
+from penlight.units import Unit
+
+Progress = Callable[[int, int], None]  # (done, of)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked: of which model, which units or layers, on which data, from which seed; `earlier` holds results a plan hands over."""
+
+    model: Model
+    units: Sequence[Unit] = ()
+    layers: Sequence[str] = ()
+    data: Data | None = None
+    seed: int = 0
+    earlier: Sequence[Result] = ()
+    progress: Progress = field(default=lambda done, of: None)
+
+
+class Technique(ABC):
+    """A way to answer a question. A subclass is a frozen dataclass; its fields, made with `option`, are its options."""
+
+    verb: ClassVar[str]
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    version: ClassVar[int] = 1  # raised when the same options give another answer
+
+    @abstractmethod
+    def run(self, request: Request) -> Result:
+        """Answer; leaves the model as it was."""
+
+
+VERBS = ("visualize", "activations", "survey")
+methods: Mapping[str, Registry[type[Technique]]] = {
+    verb: Registry(f"{verb} method", f"penlight.{verb}") for verb in VERBS
+}

@@ -1,0 +1,282 @@
+"""What an atlas holds, read once, result by result, and kept without pixels: all that the pages need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from penlight.errors import BadInput
+from penlight.results import FiltersResult, LayerSurvey, PredictionsResult, Provenance, SurveyResult, VisualizeResult
+from penlight.store import Atlas
+from penlight.web.addresses import safe_names
+from penlight.web.album import Album, named, shown_size
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as the model's description gives it, with the name of its folder."""
+
+    path: str
+    name: str
+    kind: str
+    units: int
+    shape: tuple[int, ...]
+    field_size: tuple[int, ...] | None
+    field_stride: tuple[int, ...] | None
+    parameters: int | None
+    alias_of: str | None
+    inputs: tuple[str, ...] | None
+    layout: str
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any], name: str) -> Layer:
+        """From one row of the atlas's `model`."""
+        view = row.get("receptive_field") or {}
+        return cls(
+            str(row["path"]),
+            name,
+            str(row.get("kind", "")),
+            int(row.get("units") or 0),
+            tuple(row.get("shape") or ()),
+            tuple(view["size"]) if view.get("size") else None,
+            tuple(view["stride"]) if view.get("stride") else None,
+            row.get("parameters"),
+            row.get("alias_of"),
+            None if row.get("inputs") is None else tuple(row["inputs"]),
+            str(row.get("layout") or ""),
+        )
+
+    @property
+    def page(self) -> str:
+        """Address of its page, relative to the site."""
+        return f"layers/{self.name}.html"
+
+    def unit_page(self, index: int) -> str:
+        """Address of a unit's page, relative to the site."""
+        return f"units/{self.name}/{index}.html"
+
+
+@dataclass(frozen=True)
+class Start:
+    """One random start's picture."""
+
+    number: int
+    file: str
+    activation: float
+    before: float  # what the unit answered to the random start
+    reached: bool  # whether a gradient reached the picture
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """A unit's preferred (or least preferred) inputs, by one method."""
+
+    starts: tuple[Start, ...]
+    size: tuple[int, int]
+    thumb: str
+    best: int | None  # the start that excites it most (least, for a SadMap); None: no gradient reached any
+    label: str | None
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of the data and what the network says of it."""
+
+    index: int
+    name: str
+    file: str
+    thumb: str
+    size: tuple[int, int]
+    ranked: tuple[tuple[str, float], ...]
+    truth: str | None
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the most probable label is the true one; None if that is not known."""
+        return None if self.truth is None or not self.ranked else self.ranked[0][0] == self.truth
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One first-layer filter: its picture and the picture it makes of noise."""
+
+    file: str
+    response: str
+    size: tuple[int, int]
+    response_size: tuple[int, int]
+    steps: int
+    norm: float
+
+
+@dataclass
+class Book:
+    """An atlas without its pixels."""
+
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    layers: list[Layer]
+    whole: bool  # every result of the plan is stored
+    portraits: dict[tuple[str, str], dict[int, list[Portrait]]] = field(default_factory=dict)  # (layer, happy | sad)
+    survey: SurveyResult | None = None
+    inputs: dict[int, Input] = field(default_factory=dict)
+    inputs_from: Provenance | None = None
+    filters: dict[str, list[Filter]] = field(default_factory=dict)
+    filters_from: dict[str, Provenance] = field(default_factory=dict)
+
+    @property
+    def pages(self) -> list[Layer]:
+        """The layers that have a page."""
+        return [layer for layer in self.layers if layer.alias_of is None]
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the model's classes."""
+        return [str(label) for label in self.model.get("labels") or ()]
+
+    @property
+    def class_layer(self) -> Layer | None:
+        """The layer whose units are the classes; of two with the same values, the one that has a page."""
+        found = self.layer(self.model.get("class_layer"))
+        return self.layer(found.alias_of) if found is not None and found.alias_of is not None else found
+
+    def layer(self, path: str | None) -> Layer | None:
+        """The layer of that path, if the model has it."""
+        return next((layer for layer in self.layers if layer.path == path), None)
+
+    def portrait(self, path: str, way: str, index: int) -> Portrait | None:
+        """A unit's first HappyMap (`way` happy) or SadMap (sad)."""
+        found = self.portraits.get((path, way), {}).get(index)
+        return found[0] if found else None
+
+    def rows(self, path: str) -> LayerSurvey | None:
+        """A layer's survey."""
+        return None if self.survey is None else self.survey.layers.get(path)
+
+
+def read_book(atlas: Atlas, album: Album) -> Book:
+    """Go once through the atlas's plan; pixels go to the album, one result at a time."""
+    model = atlas.meta("model")
+    if not isinstance(model, Mapping):
+        raise BadInput(f"{atlas.folder} does not say which model it is about; build it again with 'penlight atlas'")
+    rows = model.get("layers") or []
+    names = safe_names(str(row["path"]) for row in rows)
+    layers = [Layer.read(row, names[str(row["path"])]) for row in rows]
+    keys = atlas.plan()
+    known = dict.fromkeys(("reference", "hash", "name", "kind", "shape", "parameters", "class_layer"))
+    data = {"name": None, "count": None, "classes": None, **(atlas.meta("data") or {})}
+    book = Book({**known, **model}, data, layers, all(atlas.has(key) for key in keys))
+    for key in dict.fromkeys(keys):
+        if atlas.has(key):
+            _add(book, atlas, key, album, names)
+    return book
+
+
+def _add(book: Book, atlas: Atlas, key: str, album: Album, names: Mapping[str, str]) -> None:
+    result = atlas.get(key)
+    if isinstance(result, VisualizeResult):
+        _add_portraits(book, result, atlas, key, album, names)
+    elif isinstance(result, SurveyResult):
+        book.survey = result
+    elif isinstance(result, PredictionsResult):
+        _add_inputs(book, result, atlas, key, album)
+    elif isinstance(result, FiltersResult) and result.layer in names:
+        _add_filters(book, result, atlas, key, album, names[result.layer])
+
+
+def _add_portraits(
+    book: Book, result: VisualizeResult, atlas: Atlas, key: str, album: Album, names: Mapping[str, str]
+) -> None:
+    way = "sad" if result.minimize else "happy"
+    pictures = iter(result.pictures())
+    size = shown_size(result.images)
+    for u, unit in enumerate(result.units):
+        own = [next(pictures) for _ in range(result.images.shape[1])]
+        path, _, index = unit.rpartition(":")
+        if path not in names or not index.isdecimal():
+            continue  # one position of a unit, or a layer the description does not have
+        known = book.portraits.setdefault((path, way), {}).setdefault(int(index), [])
+        stem = f"{way}-{index}" + (f".{len(known) + 1}" if known else "")
+        starts = tuple(
+            Start(
+                s,
+                album.keep(names[path], f"{stem}-{s}", atlas.path(key), picture),
+                float(result.activations[u, s]),
+                float(result.starts[u, s]),
+                not result.zero_gradient[u, s],
+            )
+            for s, picture in enumerate(own)
+        )
+        reached = [start for start in starts if start.reached]
+        sign = -1 if result.minimize else 1
+        best = max(reached, key=lambda start: sign * start.activation).number if reached else None
+        thumb = ""
+        if best is not None:
+            thumb = album.thumbnail(names[path], f"{stem}-small", result.images[u, best], starts[best].file)
+        known.append(Portrait(starts, size, thumb, best, result.labels[u], result.provenance))
+
+
+def _add_inputs(book: Book, result: PredictionsResult, atlas: Atlas, key: str, album: Album) -> None:
+    book.inputs_from = result.provenance
+    pictures = named(result.pictures()) if result.probabilities.shape[1] else {}
+    size = shown_size(result.images)
+    for n, index in enumerate(result.index):
+        if index in book.inputs or f"input-{n}" not in pictures:
+            continue
+        truth = result.truth[n]
+        file = album.keep("inputs", str(index), atlas.path(key), pictures[f"input-{n}"])
+        book.inputs[index] = Input(
+            index,
+            result.names[n],
+            file,
+            album.thumbnail("inputs", f"{index}-small", result.images[n], file),
+            size,
+            tuple(result.ranked(n)),
+            None if truth is None else result.labels[truth],
+        )
+
+
+def _add_filters(book: Book, result: FiltersResult, atlas: Atlas, key: str, album: Album, name: str) -> None:
+    pictures = list(result.pictures())
+    book.filters_from[result.layer] = result.provenance
+    book.filters[result.layer] = [
+        Filter(
+            album.keep(name, f"filter-{u}", atlas.path(key), pictures[2 * u]),
+            album.keep(name, f"response-{u}", atlas.path(key), pictures[2 * u + 1]),
+            shown_size(result.filters),
+            shown_size(result.responses),
+            int(result.steps[u]),
+            float(result.norms[u]),
+        )
+        for u in range(len(result.filters))
+    ]
+
+
+@dataclass(frozen=True)
+class Selectivity:
+    """How much one class stands out for each unit of a layer, from the means per class of the survey."""
+
+    best: list[int | None]
+    index: list[float | None]
+
+    @classmethod
+    def of(cls, rows: LayerSurvey | None) -> Selectivity:
+        """(best − rest) / (|best| + |rest|), where rest is the mean over the other classes (Morcos et al. 2018)."""
+        if rows is None or rows.class_mean.shape[1] < 2:
+            return cls([], [])
+        means = np.where(np.isfinite(rows.class_mean), rows.class_mean, -np.inf)
+        best = means.argmax(axis=1)
+        top = means[np.arange(len(means)), best]
+        finite = np.isfinite(rows.class_mean)
+        total = np.where(finite, rows.class_mean, 0.0).sum(axis=1) - np.where(np.isfinite(top), top, 0.0)
+        rest = total / np.maximum(finite.sum(axis=1) - 1, 1)
+        weight = np.abs(top) + np.abs(rest)
+        known = np.isfinite(top) & (weight > 0)
+        index = np.divide(top - rest, weight, out=np.zeros_like(weight), where=known)
+        return cls(
+            [int(b) if k else None for b, k in zip(best, known, strict=True)],
+            [float(i) if k else None for i, k in zip(index, known, strict=True)],
+        )

@@ -1,0 +1,138 @@
+"""Receptive fields against closed forms: size = 1 + Σ (k − 1)·d·Π strides before, stride = Π strides."""
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from torch import nn
+
+import penlight
+from penlight.models.layers import ReceptiveField
+
+
+def closed_form(stack):
+    """(size, stride) after each (kernel, stride, dilation)."""
+    size, jump, out = 1, 1, []
+    for kernel, stride, dilation in stack:
+        size += (kernel - 1) * dilation * jump
+        jump *= stride
+        out.append((size, jump))
+    return out
+
+
+def fields(network, shape):
+    return penlight.load(network, example=torch.zeros(1, *shape)).fields
+
+
+STACKS = {
+    "alexnet-like": [(11, 4, 1), (3, 2, 1), (5, 1, 1), (3, 2, 1), (3, 1, 1)],
+    "strided": [(3, 2, 1), (3, 2, 1), (3, 2, 1), (3, 2, 1)],
+    "dilated": [(3, 1, 1), (3, 1, 2), (3, 1, 4)],
+    "even": [(2, 2, 1), (4, 1, 1), (2, 1, 1)],
+    "skipping": [(1, 2, 1), (3, 1, 1), (1, 3, 1)],
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_convolutions_and_pools(name, padded):
+    modules = []
+    for n, (kernel, stride, dilation) in enumerate(STACKS[name]):
+        pad = (kernel - 1) * dilation // 2 if padded else 0
+        if n % 2 and dilation == 1 and kernel > 1:
+            modules.append(nn.MaxPool2d(kernel, stride, min(pad, kernel // 2)))
+        else:
+            modules.append(nn.Conv2d(2, 2, kernel, stride, pad, dilation))
+    found = fields(zoo.seeded(lambda: nn.Sequential(*modules)), (2, 160, 160))
+    for n, (size, stride) in enumerate(closed_form(STACKS[name])):
+        assert found[str(n)] == ReceptiveField((size, size), (stride, stride)), n
+
+
+def test_height_and_width_are_told_apart():
+    network = nn.Sequential(nn.Conv2d(1, 2, (3, 7), stride=(1, 2)), nn.ReLU(), nn.MaxPool2d((2, 1)))
+    found = fields(network, (1, 30, 48))
+    assert found["0"] == ReceptiveField((3, 7), (1, 2))
+    assert found["2"] == ReceptiveField((4, 7), (2, 2))
+
+
+def test_zero_weights_and_dead_relus_do_not_hide_a_dependency():
+    network = nn.Sequential(nn.Conv2d(1, 1, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.ReLU6())
+    with torch.no_grad():
+        network[0].weight.zero_()
+        network[0].bias.fill_(-1)
+    assert fields(network, (1, 32, 32))["3"] == ReceptiveField((6, 6), (2, 2))
+
+
+def test_a_field_larger_than_the_picture_is_found_whole():
+    network = nn.Sequential(*[nn.Conv2d(1, 1, 3, stride=2, padding=1) for _ in range(5)])
+    assert fields(network, (1, 32, 32))["4"] == ReceptiveField((63, 63), (32, 32))
+
+
+def test_global_pooling_attention_and_squeeze_see_everything(open_zoo):
+    assert open_zoo("in-place").fields["pool"] is None
+    assert open_zoo("in-place").fields["head"] is None
+    assert open_zoo("in-place").fields["body"] == ReceptiveField((3, 3), (1, 1))
+    tokens = open_zoo("tokens").fields
+    assert tokens["patch"] == ReceptiveField((4, 4), (4, 4))
+    assert tokens["mix"] is None
+
+    class Squeeze(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.gate = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 1)
+            self.out = nn.Identity()
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.out(x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid())
+
+    found = fields(Squeeze(), (1, 20, 20))
+    assert found["conv"] == ReceptiveField((3, 3), (1, 1))
+    assert found["out"] is None
+
+
+def test_residual_and_parallel_branches_take_the_widest():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.out = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 7, padding=3), nn.ReLU()
+
+        def forward(self, x):
+            return self.out(torch.cat([self.a(x), self.b(x) + x], 1))
+
+    assert fields(Branches(), (1, 24, 24))["out"] == ReceptiveField((7, 7), (1, 1))
+
+
+def test_one_axis_and_reused_modules(open_zoo):
+    assert open_zoo("signal").fields["conv1"] == ReceptiveField((7,), (2,))
+    assert open_zoo("signal").fields["conv2"] == ReceptiveField((15,), (2,))
+    reused = open_zoo("reused").fields
+    assert [reused[p].size for p in ("conv", "conv#2", "conv#3")] == [(3, 3), (5, 5), (7, 7)]
+
+
+def test_channels_last(open_zoo):
+    found = open_zoo("channels-last").fields
+    assert found["up"] == ReceptiveField((2, 2), (2, 2))
+
+
+def test_upsampling_is_swept():
+    network = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Upsample(scale_factor=2, mode="nearest"))
+    assert fields(network, (1, 16, 16))["1"].size == (3, 3)
+
+
+@pytest.mark.parametrize("name", ["alexnet-like", "even", "skipping"])
+def test_boxes_of_every_position_are_those_of_the_gradient(name):
+    """An all-positive linear stack: the gradient of a position is non-zero exactly on its receptive field."""
+    network = nn.Sequential(*[nn.Conv2d(1, 1, k, s, k // 2, d) for k, s, d in STACKS[name]])
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(0.1)
+    model = penlight.load(network, example=torch.zeros(1, 1, 60, 44))
+    path = list(model.layers)[-1]
+    x = torch.zeros(1, 1, 60, 44, requires_grad=True)
+    out = network(x)[0, 0]
+    for place in np.ndindex(*out.shape):
+        (grad,) = torch.autograd.grad(out[place], x, retain_graph=True)
+        rows, columns = torch.nonzero(grad[0, 0], as_tuple=True)
+        expected = ((int(rows.min()), int(rows.max()) + 1), (int(columns.min()), int(columns.max()) + 1))
+        assert model.box(path, place) == expected, place

@@ -1,0 +1,127 @@
+"""Tiny networks with hand-workable answers, one of every awkward kind."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def seeded(make, seed=0):
+    """A network whose random weights are the same in every run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+class Functional(nn.Module):
+    """ReLU and pooling as calls in forward, as beginners write it."""
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 6, 5, padding=2)
+        self.conv2 = nn.Conv2d(6, 8, 3, padding=1)
+        self.fc = nn.Linear(8 * 4 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        return self.fc(x.flatten(1))
+
+
+class InPlace(nn.Module):
+    """An in-place ReLU overwrites what the convolution and the norm put out."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.body(x)).flatten(1))
+
+
+class Reused(nn.Module):
+    """One convolution and one ReLU called three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = self.act(self.conv(x))
+        return x.mean((2, 3))
+
+
+class EndsInSoftmax(nn.Module):
+    """Class probabilities by a function; the scores are nobody's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.weight = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(F.relu(self.conv(x)).mean((2, 3)) @ self.weight, 1)
+
+
+class Tokens(nn.Module):
+    """Patches as tokens with a class token, attention, channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, stride=4)
+        self.cls = nn.Parameter(torch.zeros(1, 1, 8))
+        self.norm = nn.LayerNorm(8)
+        self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)
+        x = self.norm(x)
+        return self.head(self.mix(x, x, x)[0][:, 0])
+
+
+class Signal(nn.Module):
+    """One axis: (N, C, L)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(2, 5, 7, stride=2, padding=3)
+        self.conv2 = nn.Conv1d(5, 4, 3, dilation=2)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.conv2(F.relu(self.conv1(x)))).mean(2))
+
+
+class ChannelsLast(nn.Module):
+    """(N, H, W, C) inside, as in ConvNeXt and Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 2, stride=2)
+        self.norm = nn.LayerNorm(6)
+        self.up = nn.Linear(6, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(self.norm(self.stem(x).permute(0, 2, 3, 1)))
+        return self.head(F.gelu(x).mean((1, 2)))
+
+
+NETWORKS = {
+    "functional": (lambda: Functional(), (1, 16, 16)),
+    "seven-channels": (lambda: Functional(7), (7, 16, 16)),
+    "in-place": (lambda: InPlace(), (3, 12, 20)),
+    "reused": (lambda: Reused(), (4, 11, 9)),
+    "softmax": (lambda: EndsInSoftmax(), (1, 9, 9)),
+    "tokens": (lambda: Tokens(), (3, 16, 16)),
+    "signal": (lambda: Signal(), (2, 40)),
+    "channels-last": (lambda: ChannelsLast(), (3, 12, 8)),
+    "table": (lambda: nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 2)), (7,)),
+}
