@@ -125,3 +125,8 @@ NETWORKS = {
     "channels-last": (lambda: ChannelsLast(), (3, 12, 8)),
     "table": (lambda: nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 2)), (7,)),
 }
+
+
+def fixed():
+    """A network with the same weights in every process, and an example of its input."""
+    return seeded(Functional), torch.zeros(1, 1, 16, 16)

@@ -191,7 +191,7 @@ def _header(model: Model) -> dict[str, Any]:
     return {
         "reference": Path(model.reference).name if "/" in model.reference else model.reference,
         "hash": model.hash,
-        "name": type(model.network).__name__,
+        "name": Path(model.reference).stem if model.reference.endswith(".toml") else model.reference,
         "kind": model.contract.kind,
         "shape": list(model.contract.shape),
         "labels": None if model.labels is None else list(model.labels),

@@ -76,7 +76,7 @@ def test_sample_is_balanced(sample: Any, card: dict[str, Any]) -> None:
     assert counts.min() == counts.max() >= 200
     assert (np.bincount(labels[:50], minlength=10) == 5).all(), "any prefix is balanced"
     assert sample["families"].max() == len(sample["family_names"]) - 1
-    assert card["labels"] == list("ABCDEFGHIJ")
+    assert card["input"]["labels"] == list("ABCDEFGHIJ")
 
 
 def test_weights_reach_the_card(net: Letters, inputs: Any, sample: Any, card: dict[str, Any]) -> None:
@@ -236,10 +236,17 @@ def test_no_fonts_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureF
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "no font files found" in err
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_files_that_are_no_fonts_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "broken.ttf").write_bytes(b"not a font")
     assert render.find_fonts([tmp_path]) == [tmp_path / "broken.ttf"]
     assert render.render_face(tmp_path / "broken.ttf") is None
+
+
+def test_unusable_device_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--fonts", str(tmp_path), "--device", "nonsense", "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--device nonsense" in err

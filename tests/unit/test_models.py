@@ -16,9 +16,12 @@ from penlight.models.probe import LOGITS, Probe
 def traces(network):
     """Everything a probe could leave behind."""
     hooks = [
-        (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), m.training) for m in network.modules()
+        (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), m.training)
+        for m in network.modules()
     ]
-    parameters = [(p.requires_grad, None if p.grad is None else p.grad.clone(), p.detach().clone()) for p in network.parameters()]
+    parameters = [
+        (p.requires_grad, None if p.grad is None else p.grad.clone(), p.detach().clone()) for p in network.parameters()
+    ]
     return hooks, parameters, [b.clone() for b in network.buffers()], torch.get_rng_state()
 
 

@@ -116,7 +116,7 @@ def _open_path(path: Path, contract: InputContract, labels: Sequence[str] | None
 
 def _open_npz(path: Path, contract: InputContract, labels: Sequence[str] | None) -> Data:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
         raise BadInput(f"{path} cannot be read as .npz: {error}") from error

@@ -154,7 +154,9 @@ class _Recorder:
         source = next((s for t in given if (s := self._producer(t)) is not None and s.tensor.ndim == ndim), None)
         if source is not None:
             return self._moved(source, tensor, first, last)
-        turned = next((found for t in given if t.shape == tensor.shape and (found := self._turned(t)) is not None), None)
+        turned = next(
+            (found for t in given if t.shape == tensor.shape and (found := self._turned(t)) is not None), None
+        )
         if turned is not None:
             return turned
         shaped = getattr(module, "normalized_shape", None)

@@ -39,7 +39,7 @@ def prepare(network: nn.Module, example: Tensor, keep: Collection[str] = ()) -> 
     pairs = _foldable(twin, example, keep)
     if not pairs:
         return twin
-    with torch.inference_mode():
+    with torch.no_grad():
         before = first_tensor(run(twin, example))
         folded = _fold(_channels_last(frozen_copy(network), example), pairs)
         after = first_tensor(run(folded, example))

@@ -55,29 +55,31 @@ class _Canvas:
     shape: tuple[int, ...]
     axis: int  # in `shape`, which has no batch axis
     device: torch.device
-    hits: dict[int, dict[str, NDArray[np.bool_]]] = field(default_factory=dict)  # row -> path -> mask over positions
+    hits: dict[str, dict[int, NDArray[np.bool_]]] = field(default_factory=dict)  # path -> row -> mask over positions
 
     @property
     def length(self) -> int:
         return self.shape[self.axis]
 
-    def test(self, rows: Iterable[int]) -> None:
-        """Poison each row that was not poisoned yet."""
-        new = [row for row in dict.fromkeys(rows) if row not in self.hits]
+    def test(self, rows: Iterable[int], paths: Iterable[str]) -> None:
+        """Poison each row that one of the layers was not asked about yet; the pass ends after the last of them."""
+        layers = [self.layers[path] for path in paths]
+        new = [row for row in rows if any(row not in self.hits.get(layer.path, {}) for layer in layers)]
         for start in range(0, len(new), _AT_ONCE):
-            self._pass(new[start : start + _AT_ONCE])
+            self._pass(new[start : start + _AT_ONCE], layers)
 
-    def _pass(self, rows: Sequence[int]) -> None:
+    def _pass(self, rows: Sequence[int], layers: Sequence[Layer]) -> None:
         x = torch.zeros((len(rows), *self.shape), device=self.device)
         for n, row in enumerate(rows):
             x[n].select(self.axis, row).fill_(float("nan"))
         masks: dict[str, Tensor] = {}
-        with Probe(self.network, {path: self._reader(layer, masks) for path, layer in self.layers.items()}) as probe:
+        with Probe(self.network, {layer.path: self._reader(layer, masks) for layer in layers}) as probe:
             # the layers that are reached answer; the others do not take this canvas
             with suppress(CannotRun, RuntimeError, ValueError, IndexError, TypeError, AssertionError):
                 probe(x)
-        for n, row in enumerate(rows):
-            self.hits[row] = {path: mask[n].cpu().numpy() for path, mask in masks.items() if len(mask) == len(rows)}
+        for path, mask in masks.items():
+            if len(mask) == len(rows):
+                self.hits.setdefault(path, {}).update(zip(rows, mask.cpu().numpy(), strict=True))
 
     def _reader(self, layer: Layer, masks: dict[str, Tensor]) -> Reader:
         flat = len(layer.positions) != len(self.shape) - 1  # tokens, or a map of other axes: positions in one row
@@ -90,12 +92,12 @@ class _Canvas:
         return read
 
     def reached(self, path: str) -> bool:
-        return all(path in answers for answers in self.hits.values())
+        return path in self.hits
 
     def matrix(self, path: str) -> tuple[list[int], NDArray[np.bool_]]:
         """(rows, hit (rows, positions)) of all rows poisoned so far, in order."""
-        rows = sorted(self.hits)
-        return rows, np.stack([self.hits[row][path] for row in rows])
+        rows = sorted(self.hits[path])
+        return rows, np.stack([self.hits[path][row] for row in rows])
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -104,7 +106,7 @@ class _Canvas:
 
     def sees_all(self, path: str) -> bool:
         """Whether the middle position depends on both ends."""
-        first, last = (self.hits[row][path] for row in self.ends)
+        first, last = (self.hits[path][row] for row in self.ends)
         return bool(first[len(first) // 2] and last[len(last) // 2])
 
 
@@ -136,7 +138,7 @@ def _axis(
     left = dict(layers)
     for factor in _LONGER:
         for canvas in _canvases(network, left, shape, axis, factor, device):
-            canvas.test(canvas.ends)
+            canvas.test(canvas.ends, canvas.layers)
             reached = [p for p in canvas.layers if canvas.reached(p)]
             native.update({p: canvas for p in reached if factor == 1})
             candidates = [p for p in reached if not canvas.sees_all(p) and layers[p].positions]
@@ -146,6 +148,9 @@ def _axis(
         left = {p: la for p, la in left.items() if p not in regular and p not in uneven and la.positions}
         if not left:
             break
+    for canvas in {id(one): one for one in native.values()}.values():
+        own = [path for path, place in native.items() if place is canvas]
+        canvas.test(range(canvas.length), [p for p in own if _has_to_be_swept(canvas, p, layers[p], regular.get(p))])
     return {
         path: _line(native.get(path), path, layer, regular.get(path), shape[axis]) for path, layer in layers.items()
     }
@@ -166,7 +171,7 @@ def _canvases(
     wide = dict(layers)
     if thin != long and maps:
         narrow = _Canvas(network, maps, thin, axis, device)
-        narrow.test(narrow.ends)
+        narrow.test(narrow.ends, narrow.layers)
         wide = {p: la for p, la in layers.items() if p not in maps or not narrow.reached(p)}
         yield narrow
     if wide:
@@ -180,7 +185,7 @@ def _resolve(canvas: _Canvas, paths: Sequence[str]) -> tuple[dict[str, tuple[int
     left, window, middle = list(paths), _WINDOW, canvas.length // 2
     while left:
         rows = range(max(0, middle - window // 2), min(canvas.length, middle + (window + 1) // 2))
-        canvas.test(rows)
+        canvas.test(rows, left)
         for path in list(left):
             answer = _edges(*canvas.matrix(path))
             if answer is not None:
@@ -221,33 +226,44 @@ def _consecutive(edges: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int]
     return ((a, b) for a, b in pairwise(ordered) if a[0] != b[0])
 
 
+def _grid(regular: tuple[int, int, int], count: int, length: int) -> Spans:
+    """(first, last) row of each position on a regular grid, cut at the border."""
+    offset, stride, size = regular
+    start = offset + stride * np.arange(count, dtype=np.int64)
+    return np.clip(start, 0, length - 1), np.clip(start + size - 1, 0, length - 1)
+
+
+def _fits(canvas: _Canvas, path: str, regular: tuple[int, int, int]) -> bool:
+    """Whether every hit seen on the network's own input lies where the grid says."""
+    rows, hit = canvas.matrix(path)
+    first, last = _grid(regular, hit.shape[1], canvas.length)
+    at = np.asarray(rows)[:, None]
+    return np.array_equal(hit, (first <= at) & (at <= last))
+
+
+def _has_to_be_swept(canvas: _Canvas, path: str, layer: Layer, regular: tuple[int, int, int] | None) -> bool:
+    if not layer.positions or (regular is not None and _fits(canvas, path, regular)):
+        return False
+    return not (canvas.sees_all(path) and bool(canvas.matrix(path)[1].all()))
+
+
 def _line(canvas: _Canvas | None, path: str, layer: Layer, regular: tuple[int, int, int] | None, length: int) -> Line:
     if canvas is None or not layer.positions:
-        everything = np.zeros(1, np.int64)
-        return Line(None, length, everything, everything + length - 1)
-    rows, hit = canvas.matrix(path)
+        return Line(None, length, *_whole(1, length))
+    hit = canvas.matrix(path)[1]
     count = hit.shape[1]
-    if regular is not None:
-        offset, stride, size = regular
-        start = offset + stride * np.arange(count, dtype=np.int64)
-        first, last = np.clip(start, 0, length - 1), np.clip(start + size - 1, 0, length - 1)
-        at = np.asarray(rows)[:, None]
-        if np.array_equal(hit, (first <= at) & (at <= last)):
-            return Line(size, stride, first, last)
-    if canvas.sees_all(path) and hit.all():
+    if regular is not None and _fits(canvas, path, regular):
+        return Line(regular[2], regular[1], *_grid(regular, count, length))
+    if len(hit) < length:  # not swept: every position sees both ends
         return Line(regular[2] if regular else None, regular[1] if regular else length, *_whole(count, length))
-    canvas.test(range(length))
-    rows, hit = canvas.matrix(path)
     first, last = hit.argmax(0), length - 1 - hit[::-1].argmax(0)
     middle = count // 2
     beside = np.flatnonzero(first > first[middle])
-    stride = int(first[beside[0]] - first[middle]) if len(beside) else length
-    size = int(last[middle] - first[middle] + 1)
     if regular is not None:
-        size, stride = regular[2], regular[1]
-    elif size == length:
-        return Line(None, length, first, last)
-    return Line(size, stride, first, last)
+        return Line(regular[2], regular[1], first, last)
+    size = int(last[middle] - first[middle] + 1)
+    stride = int(first[beside[0]] - first[middle]) if len(beside) else length
+    return Line(None if size == length else size, stride, first, last)
 
 
 def _whole(count: int, length: int) -> Spans:

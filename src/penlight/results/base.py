@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import tempfile
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -146,10 +147,10 @@ def load_result(folder: str | Path) -> Result:
         cls = _KINDS[manifest["kind"]]
         arrays: dict[str, NDArray[Any]] = {}
         if (folder / "arrays.npz").exists():
-            with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
+            with (folder / "arrays.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
         return cls.from_state(Provenance(**manifest["provenance"]), manifest["state"], arrays)
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise BadInput(f"{folder} holds no whole result ({error}); save one there with Result.save") from error
 
 

@@ -85,8 +85,8 @@ class Face:
     package: str = ""
 
 
-class NoFonts(Exception):
-    """No usable font was found; the message is one line for the user."""
+class Unusable(Exception):
+    """What the user gave cannot be used, fonts above all; the message is one line for them."""
 
 
 def find_fonts(roots: Iterable[Path]) -> list[Path]:
@@ -283,12 +283,14 @@ def reduce_pictures(pictures: Bytes) -> Bytes:
 
 
 def collect(roots: Sequence[Path], workers: int = 1) -> list[Face]:
-    """Find, render and deduplicate the faces below the directories; NoFonts if there are none."""
+    """Find, render and deduplicate the faces below the directories; Unusable if there are none."""
     paths = find_fonts(roots)
     if not paths:
         where = ", ".join(str(r) for r in roots)
-        raise NoFonts(f"no font files found below {where}; install the packages in fonts.txt or give --fonts")
+        raise Unusable(
+            f"no font files found below {where}; install the packages in fonts.txt or give --fonts"
+        )
     faces = distinct(render_all(paths, workers))
     if len(faces) < 20:
-        raise NoFonts(f"only {len(faces)} usable faces found; install the packages in fonts.txt (--install)")
+        raise Unusable(f"only {len(faces)} usable faces found; install the packages in fonts.txt (--install)")
     return faces

@@ -232,7 +232,9 @@ def stretched(glyphs: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.asarray((out * 255 + 0.5).numpy(), np.uint8)
 
 
-def draw_sample(faces: Sequence[render.Face], seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+def draw_sample(
+    faces: Sequence[render.Face], seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """Which face and which letter make the shipped sample; every ten in a row hold each class once."""
     rng = np.random.default_rng(seed)
     count = min(PER_CLASS, len(faces))
@@ -276,8 +278,8 @@ def card_text(figures: Figures) -> str:
     labels = ", ".join(f'"{c}"' for c in render.CLASSES)
     head = (
         'source = "module:penlight.specimens.letters.network:Letters"\nweights = "letters.safetensors"\n'
-        f'labels = [{labels}]\n\n[input]\nkind = "image"\nshape = [1, 28, 28]\n'
-        f"mean = [{MEAN}]\nstd = [{STD}]\n"
+        f'\n[input]\nkind = "image"\nshape = [1, 28, 28]\nlabels = [{labels}]\n'
+        f"mean = [{MEAN}]\nstd = [{STD}]\ncrop = 1.0\n"
     )
     lines = (f"{k} = {v if isinstance(v, int) else format(v, '.4f')}\n" for k, v in figures.items())
     return head + "\n[figures]\n" + "".join(lines)
@@ -308,9 +310,9 @@ def install() -> None:
     try:
         subprocess.run(["apt-get", "install", "-y", "--no-install-recommends", *names], check=True)
     except FileNotFoundError:
-        raise render.NoFonts("--install needs apt-get (Debian); install the fonts by other means") from None
+        raise render.Unusable("--install needs apt-get (Debian); install the fonts by other means") from None
     except subprocess.CalledProcessError as error:
-        raise render.NoFonts(f"apt-get could not install the packages (exit {error.returncode})") from None
+        raise render.Unusable(f"apt-get could not install the packages (exit {error.returncode})") from None
 
 
 def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -319,14 +321,31 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fonts", nargs="+", default=list(FONTS), metavar="DIR", help="directories of fonts")
     parser.add_argument("--out", default="letters-out", metavar="DIR", help="where to write")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--steps", type=int, default=3600)
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--steps", type=positive, default=3600)
+    parser.add_argument("--batch", type=positive, default=512)
     parser.add_argument("--share", type=float, default=0.16, help="share of the families held out")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--watch", type=Path, metavar="FILE", help="keep the weights so far in FILE")
     parser.add_argument("--install", action="store_true", help="apt-get the packages of fonts.txt first")
     return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def open_device(name: str) -> torch.device:
+    """The device by name, tried; auto is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError):
+        raise render.Unusable(f"--device {name}: PyTorch cannot use it here") from None
 
 
 def run(args: argparse.Namespace) -> None:
@@ -335,13 +354,15 @@ def run(args: argparse.Namespace) -> None:
         install()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = open_device(args.device)
+    Path(args.out).mkdir(parents=True, exist_ok=True)  # fail before the training, not after
     faces = render.collect([Path(d) for d in args.fonts], args.threads)
     hidden, group = render.split(faces, args.share, args.seed)
     seen = [f for f, h in zip(faces, hidden, strict=True) if not h]
     unseen = [f for f, h in zip(faces, hidden, strict=True) if h]
+    if not seen or not unseen:
+        raise render.Unusable(f"{len(faces)} faces: --share {args.share} leaves one side empty")
     print(f"{len(faces)} faces in {group.max() + 1} groups, {len(unseen)} of them held out", flush=True)
-    device = torch.device(name)
     net = train(as_glyphs(seen).to(device), args.steps, args.batch, device, args.watch)
     write(Path(args.out), net, to_fp16(net), seen, unseen, args.seed)
 
@@ -350,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 with one line on a mistake the user can mend."""
     try:
         run(options(argv))
-    except render.NoFonts as error:
+    except (render.Unusable, OSError) as error:
         sys.stderr.write(f"letters.train: {error}\n")
         return 2
     return 0

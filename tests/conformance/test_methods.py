@@ -1,0 +1,163 @@
+"""Every registered method through the same checks; a third party's method can be put through them as well."""
+
+import json
+from dataclasses import asdict, fields
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from torch import nn
+
+import penlight
+from penlight.errors import BadOption, CannotRun, UnknownName, UsageError
+from penlight.inputs import open_data
+from penlight.results import load_result
+from penlight.techniques.contract import VERBS, Request, methods
+from penlight.techniques.options import build, table
+
+ALL = [(verb, name) for verb in VERBS for name in methods[verb]]
+QUICK = {"steps": 6, "seeds": 2, "top": 3, "samples": 2, "limit": 20}
+
+
+def quick(verb, name):
+    technique = methods[verb][name]
+    known = {f.name for f in fields(technique)}
+    return build(technique, {k: v for k, v in QUICK.items() if k in known})
+
+
+def request(model, verb, name, **changes):
+    data = open_data(np.random.default_rng(0).random((11, *model.contract.shape), np.float32), model.contract)
+    earlier = ()
+    if (verb, name) in {("survey", "merge"), ("activations", "predictions")}:
+        halves = [(0, 4), (4, 11)] if name == "merge" else [(0, 0)]
+        stream = methods["survey"]["stream"]
+        whole = Request(model, layers=["conv1", "fc"], data=data)
+        earlier = tuple(build(stream, {"top": 3, "start": a, "stop": b}).run(whole) for a, b in halves)
+    units = [u for text in ("conv1:1", "conv2:3", "fc:*") for u in model.find(text)] if verb == "visualize" else ()
+    layers = {"stream": ("conv1", "fc"), "filters": ()}.get(name, ())
+    return Request(model, units, layers, data, earlier=earlier, **{"seed": 3, **changes})
+
+
+def equal(a, b):
+    assert a.kind == b.kind
+    (data_a, arrays_a), (data_b, arrays_b) = a.state(), b.state()
+    assert json.loads(json.dumps(data_a)) == json.loads(json.dumps(data_b))
+    assert arrays_a.keys() == arrays_b.keys()
+    for name in arrays_a:
+        np.testing.assert_array_equal(arrays_a[name], arrays_b[name], err_msg=name)
+
+
+@pytest.mark.parametrize(("verb", "name"), ALL)
+def test_same_seed_same_bytes(open_zoo, verb, name):
+    one, two = (quick(verb, name).run(request(open_zoo("functional"), verb, name)) for _ in range(2))
+    equal(one, two)
+
+
+@pytest.mark.parametrize(("verb", "name"), ALL)
+def test_leaves_no_trace(verb, name):
+    network = zoo.seeded(zoo.Functional).train()
+    model = penlight.load(network, example=torch.zeros(1, 1, 16, 16))
+    asked = request(model, verb, name)
+    before = {k: v.clone() for k, v in network.state_dict().items()}, [m.training for m in network.modules()]
+    state = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.is_grad_enabled(), torch.get_num_threads()
+    quick(verb, name).run(asked)
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in before[0].items())
+    assert [m.training for m in network.modules()] == before[1]
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    assert all(not m._forward_hooks and not m._forward_pre_hooks and not m._backward_hooks for m in network.modules())
+    assert torch.equal(torch.get_rng_state(), state[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], state[1])
+    assert (torch.is_grad_enabled(), torch.get_num_threads()) == state[2:]
+
+
+class BreaksLater(nn.Module):
+    """Runs while it is looked at, and raises from then on."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 6, 5, padding=2), nn.Conv2d(6, 8, 3)
+        self.fc = nn.Linear(8, 5)
+        self.broken = False
+
+    def forward(self, x):
+        x = self.conv2(self.conv1(x))
+        if self.broken:
+            raise RuntimeError("the network breaks")
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("verb", "name"), [pair for pair in ALL if pair[1] not in ("merge", "filters")])
+def test_a_network_that_breaks_is_left_whole(verb, name):
+    network = zoo.seeded(BreaksLater).train()
+    model = penlight.load(network, example=torch.zeros(1, 1, 16, 16))
+    asked = request(model, verb, name)
+    _ = model.lines, model.hash
+    network.broken = True
+    with pytest.raises((CannotRun, RuntimeError), match="the network breaks"):
+        quick(verb, name).run(asked)
+    assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in network.modules())
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize(("verb", "name"), ALL)
+def test_results_survive_the_disk_and_speak_json(open_zoo, tmp_path, verb, name):
+    result = quick(verb, name).run(request(open_zoo("functional"), verb, name))
+    equal(load_result(result.save(tmp_path / "r")), result)
+    told = json.loads(result.to_json())
+    assert told["provenance"]["method"] == name
+    assert told["provenance"]["technique"] == verb
+    assert told["provenance"]["options"] == json.loads(json.dumps(asdict(quick(verb, name))))
+    assert told["provenance"]["versions"]["torch"]
+    assert result._repr_html_()
+
+
+@pytest.mark.parametrize(("verb", "name"), ALL)
+def test_options_are_declared_in_full_and_checked(verb, name):
+    technique = methods[verb][name]
+    assert technique.verb == verb
+    assert technique.name == name
+    assert technique.paper
+    assert technique.__doc__
+    for row in table(technique):
+        assert row["help"], row["name"]
+        assert row["default"] is not None, row["name"]
+        if row["type"] in ("int", "float"):
+            for bound, step in (("low", -1), ("high", 1)):
+                if row[bound] is not None:
+                    with pytest.raises(BadOption, match=row["name"].replace("_", "-")):
+                        build(technique, {row["name"]: row[bound] + step})
+            with pytest.raises(BadOption):
+                build(technique, {row["name"]: "many"})
+    with pytest.raises(UnknownName, match="option"):
+        build(technique, {"no_such_option": 1})
+
+
+@pytest.mark.parametrize(("verb", "name"), ALL)
+def test_progress_runs_to_its_end(open_zoo, verb, name):
+    steps = []
+    quick(verb, name).run(
+        request(open_zoo("functional"), verb, name, progress=lambda done, of: steps.append((done, of)))
+    )
+    if steps:
+        assert steps[-1][0] == steps[-1][1]
+        assert [d for d, _ in steps] == sorted(d for d, _ in steps)
+
+
+@pytest.mark.parametrize("verb", ["visualize", "survey"])
+@pytest.mark.parametrize("network", zoo.NETWORKS)
+def test_any_network(open_zoo, verb, network):
+    model = open_zoo(network)
+    for name in methods[verb]:
+        if name in ("merge", "filters"):
+            continue
+        data = open_data(np.random.default_rng(0).random((5, *model.contract.shape), np.float32), model.contract)
+        units = [unit for path in model.layers for unit in model.find(f"{path}:0")] if verb == "visualize" else ()
+        result = quick(verb, name).run(Request(model, units, data=data))
+        assert result.to_json()
+
+
+@pytest.mark.parametrize(("verb", "name"), [("survey", "stream"), ("survey", "merge"), ("activations", "predictions")])
+def test_what_is_lacking_is_said(open_zoo, verb, name):
+    with pytest.raises(UsageError):
+        quick(verb, name).run(Request(open_zoo("functional")))
