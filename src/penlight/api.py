@@ -92,7 +92,7 @@ def survey(
     """One pass over `data`: every unit's top examples and statistics.
 
     >>> r = penlight.survey(model, "pictures/", top=9)     # doctest: +SKIP
-    >>> r.top("conv2:7")[0].name                           # doctest: +SKIP
+    >>> r.top("conv2:7").activations                     # doctest: +SKIP
 
     `data` is a folder of pictures, an .npz file, an array (N, *shape) in [0, 1] or uint8, or a torch dataset; a specimen brings its
     own. `layers` are paths or patterns, all by default.

@@ -6,10 +6,10 @@ from dataclasses import asdict, fields
 import numpy as np
 import pytest
 import torch
-import zoo
 from torch import nn
 
 import penlight
+import zoo
 from penlight.errors import BadOption, CannotRun, UnknownName, UsageError
 from penlight.inputs import open_data
 from penlight.results import load_result

@@ -232,7 +232,7 @@ def test_killed_at_any_moment_it_loses_nothing(capsys, tmp_path, pictures, how):
     worker.send_signal(how)
     _, err = worker.communicate(timeout=60)
     if how != signal.SIGKILL and worker.returncode:
-        assert worker.returncode == 130, err
+        assert worker.returncode in (130, -how), err  # CPython itself may end a process by the signal it was sent
         assert "Traceback" not in err
     kept = stored(place)
     assert kept >= 3
@@ -245,7 +245,7 @@ def test_killed_at_any_moment_it_loses_nothing(capsys, tmp_path, pictures, how):
     assert not (place / "results" / ".half-written").exists()
     with Atlas.open(place) as atlas:
         assert set(atlas.plan()) == set(atlas.keys())
-        for key in atlas.keys():
+        for key in list(atlas.keys()):
             atlas.get(key)
 
 

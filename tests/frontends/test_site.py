@@ -179,7 +179,7 @@ def test_an_alias_stands_on_the_map_and_has_no_page(site: Path) -> None:
 
 def test_crops_show_the_box(site: Path) -> None:
     text = (site / "units" / "conv1" / "7.html").read_text("utf-8")
-    top, left, bottom, right = survey(120, PLAIN, [n % 10 for n in range(120)]).top("conv1:7")[0].box or ()
+    top, left, bottom, right = survey(120, PLAIN, [n % 10 for n in range(120)]).examples("conv1:7")[0].box or ()
     assert (bottom - top, right - left) == (5, 5)
     part = r'class="crop" style="aspect-ratio:5/5"><img[^>]* style="width:([^%]+)%;left:([^%]+)%;top:([^%]+)%"'
     crop = re.search(part, text)

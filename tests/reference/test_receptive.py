@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-import zoo
 from torch import nn
 
 import penlight
+import zoo
 from penlight.models.layers import ReceptiveField
 
 

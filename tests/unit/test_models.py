@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-import zoo
 from torch import nn
 
 import penlight
+import zoo
 from penlight.errors import BadInput, BadOption, BadReference, BadUnit, CannotRun, UnknownName
 from penlight.models.probe import LOGITS, Probe
 
@@ -177,8 +177,8 @@ def test_predict_takes_files_arrays_and_tensors(open_zoo, tmp_path):
     np.testing.assert_allclose(model.predict(torch.from_numpy(pixels / np.float32(255))), expected, atol=1e-6)
     with Image.open(files[1]) as image:
         np.testing.assert_allclose(model.predict(image), expected[1:], atol=1e-6)
+    (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(BadInput, match="no readable picture"):
-        (tmp_path / "x.png").write_bytes(b"no picture")
         model.predict(tmp_path / "x.png")
     with pytest.raises(BadInput, match="from 0 to 255"):
         model.predict(np.linspace(0, 255, 256, dtype=np.float32).reshape(1, 1, 16, 16))

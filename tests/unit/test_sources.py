@@ -8,11 +8,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-import zoo
 from safetensors.torch import save_file
 from torch import nn
 
 import penlight
+import zoo
 from penlight.errors import BadReference, BadWeights, UnknownName, Untrusted
 
 CARD = """

@@ -77,7 +77,7 @@ def _text(result: SurveyResult) -> str:
                 "never": int((one.fires == 0).sum()),
                 "fires": f"{float(one.fires.mean()):.0%}",
                 "max": f"{float(one.maximum.max()):.4g}",
-                "best": result.top(f"{path}:{int(np.argmax(one.maximum))}")[0].name,
+                "best": result.examples(f"{path}:{int(np.argmax(one.maximum))}")[0].name,
             }
         )
     heads = {
@@ -98,7 +98,7 @@ def _sheets(result: SurveyResult, data: Data) -> Iterator[Picture]:
     for path, one in result.layers.items():
         for start in range(0, len(one.mean), _UNITS_A_SHEET):
             units = [f"{path}:{u}" for u in range(start, min(start + _UNITS_A_SHEET, len(one.mean)))]
-            wanted = sorted({example.index for unit in units for example in result.top(unit)})
+            wanted = sorted({example.index for unit in units for example in result.examples(unit)})
             inputs = {index: _pixels(data.read(index)) for index in wanted}
             picture = survey_sheet(result, units, inputs)
             yield Picture(f"{file_name(path)}-top-{start:05d}", picture.pixels, picture.caption)

@@ -65,7 +65,7 @@ def survey_sheet(
     """
     rows = []
     for unit in units:
-        examples = survey.top(unit)
+        examples = survey.examples(unit)
         sides = [max(e.box[2] - e.box[0], e.box[3] - e.box[1]) for e in examples if e.box]
         own = scale or max(1, round(80 / max([1, *sides] if sides else [80])))
         rows.append(_Row(unit, [_crop(example, inputs, own) for example in examples]))

@@ -3,7 +3,7 @@
 from penlight.results.base import Picture, Provenance, Result, load_result
 from penlight.results.filters import FiltersResult
 from penlight.results.predictions import PredictionsResult
-from penlight.results.survey import Example, LayerSurvey, SurveyResult
+from penlight.results.survey import Example, LayerSurvey, SurveyResult, Top
 from penlight.results.visualize import VisualizeResult
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Provenance",
     "Result",
     "SurveyResult",
+    "Top",
     "VisualizeResult",
     "load_result",
 ]

@@ -91,25 +91,25 @@ class Result(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """`summary` with the kind, the schema version and the provenance."""
-        return {
-            "kind": self.kind,
-            "schema_version": SCHEMA_VERSION,
-            "provenance": asdict(self.provenance),
-            **self.summary(),
-        }
+        return {**self._head(), **self.summary()}
+
+    def _head(self) -> dict[str, Any]:
+        return {"kind": self.kind, "schema_version": SCHEMA_VERSION, "provenance": asdict(self.provenance)}
 
     def to_json(self, indent: int | None = None) -> str:
         """The result as JSON text; pixels stay out, `save` writes them as files."""
         return json.dumps(plain(self.to_dict()), indent=indent, ensure_ascii=False, allow_nan=False)
 
-    def save(self, folder: str | Path, more: Iterable[Picture] = ()) -> Path:
+    def save(self, folder: str | Path, more: Iterable[Picture] = (), *, summary: bool = True) -> Path:
         """Write pictures (and `more` of them), `arrays.npz` and `results.json` to `folder`, whole or not at all; returns it.
+
+        Without `summary`, `results.json` holds only what `load_result` needs.
 
         An earlier result in the folder is replaced. Raises `BadOutput` if it holds anything else or cannot be written.
         """
-        return save_folder(Path(folder), self._files(more))
+        return save_folder(Path(folder), self._files(more, summary))
 
-    def _files(self, more: Iterable[Picture]) -> Iterable[tuple[str, bytes]]:
+    def _files(self, more: Iterable[Picture], summary: bool) -> Iterable[tuple[str, bytes]]:
         names: list[str] = []
         for picture in chain(self.pictures(), more):
             names.append(f"{picture.name}.png")
@@ -119,7 +119,8 @@ class Result(ABC):
             buffer = io.BytesIO()
             np.savez_compressed(buffer, allow_pickle=False, **arrays)
             yield "arrays.npz", buffer.getvalue()
-        manifest = {**self.to_dict(), "files": names, "state": data}
+        told = self.to_dict() if summary else self._head()
+        manifest = {**told, "files": names, "state": data}
         text = json.dumps(plain(manifest), indent=1, ensure_ascii=False, allow_nan=False)
         yield "results.json", text.encode()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,14 @@ class Example:
     box: (
         tuple[int, int, int, int] | None
     )  # top, left, bottom, right in input pixels, ends exclusive; None: not a picture
+
+
+class Top(NamedTuple):
+    """A unit's strongest inputs, best first: k indices into the data, where in the layer's map, and how much."""
+
+    inputs: NDArray[np.int64]  # (k,)
+    positions: NDArray[np.int32]  # (k, map axes)
+    activations: NDArray[np.float32]  # (k,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +63,7 @@ class SurveyResult(Result):
     """Top examples and statistics of every unit of the surveyed layers, from one pass over a data set.
 
     >>> r = penlight.survey(model, data, top=9)        # doctest: +SKIP
-    >>> r.top("conv2:7")[0].activation                 # doctest: +SKIP
+    >>> r.examples("conv2:7")[0].activation                 # doctest: +SKIP
     """
 
     kind: ClassVar[str] = "survey"
@@ -70,8 +78,14 @@ class SurveyResult(Result):
     class_count: tuple[int, ...] = ()  # inputs of each
     skipped: tuple[tuple[str, str], ...] = ()  # (name, reason) of inputs that could not be read
 
-    def top(self, unit: str) -> list[Example]:
-        """The unit's examples, best first. `UnknownName` or `BadUnit` if it was not surveyed."""
+    def top(self, unit: str) -> Top:
+        """The unit's strongest inputs, best first, as arrays. `UnknownName` or `BadUnit` if it was not surveyed."""
+        survey, u = self._find(unit)
+        filled = survey.top_index[u] >= 0
+        return Top(survey.top_index[u][filled], survey.top_position[u][filled], survey.top_activation[u][filled])
+
+    def examples(self, unit: str) -> list[Example]:
+        """The same with names and receptive-field boxes, one value an input."""
         survey, u = self._find(unit)
         return [
             Example(
@@ -147,7 +161,7 @@ class SurveyResult(Result):
                             "activation": e.activation,
                             "box": e.box,
                         }
-                        for e in self.top(row["unit"])
+                        for e in self.examples(row["unit"])
                     ],
                     "histogram": dict(zip(("counts", "edges"), self.histogram(row["unit"]), strict=True)),
                 }

@@ -24,6 +24,7 @@ from penlight.results.base import plain
 
 INDEX = "atlas.sqlite"
 FORMAT = 1
+_WHOLE = "what is stored there stays whole; run again once there is room or permission"
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE results (
@@ -116,7 +117,7 @@ class Atlas:
             place = self.path(key)
             if place.exists():
                 shutil.rmtree(place)
-            result.save(place)
+            result.save(place, summary=False)
             row = (
                 key,
                 result.kind,
@@ -222,8 +223,8 @@ def _size(folder: Path) -> int:
 def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
+    except BadOutput as error:
+        raise BadOutput(f"{error}; {_WHOLE}") from error
     except (OSError, sqlite3.OperationalError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise BadOutput(
-            f"cannot write to {folder}: {reason}; what is stored there stays whole, run again once there is room or permission"
-        ) from error
+        raise BadOutput(f"cannot write to {folder}: {reason}; {_WHOLE}") from error

@@ -270,7 +270,7 @@ class Pages:
         if self.book.survey is None:
             return []
         crops = []
-        for example in self.book.survey.top(unit)[:count]:
+        for example in self.book.survey.examples(unit)[:count]:
             top, left, bottom, right = example.box or (0, 0, 0, 0)
             box = example.box if bottom > top and right > left else None
             crops.append(Crop(example, self.book.inputs.get(example.index), box))

@@ -21,7 +21,7 @@ from penlight.models import Layer
 from penlight.models.probe import Reader
 
 _VECTOR = 32  # a reduction over rows runs at full speed where the rows are a multiple of this many numbers
-_SMALL = 256  # positions, up to which one reduction is cheaper than two
+_SMALL = 1024  # positions, up to which a map is looked through whole
 _AT_ONCE = 64  # columns gathered whole in one go
 
 
@@ -58,65 +58,85 @@ class Block:
         return {path: self._reader(path, layer) for path, layer in self.layers.items()}
 
     def _reader(self, path: str, layer: Layer) -> Reader:
-        """All that does not depend on the map is made here, once: there are many layers and small batches."""
         columns, batch = self.columns[path], self.batch
-        steps = range(0, self.rows, batch)
-        targets = [tuple(t[r : r + batch, columns] for t in (self.peak, self.total, self.place)) for r in steps]
-        read = _read_neurons if not layer.positions else _read_here if self.device.type == "cpu" else _read_there
-        floor = self.floor[columns]
-        arrays = [(p.numpy(), q.numpy()) for p, _, q in targets] if self.device.type == "cpu" else [(None, None)] * len(targets)
+        targets = [
+            _Target(*(t[row : row + batch, columns] for t in (self.peak, self.total, self.place)))
+            for row in range(0, self.rows, batch)
+        ]
+        make = _neurons if not layer.positions else _here if self.device.type == "cpu" else _there
+        read = make(layer, batch, self.floor[columns])
 
         def reader(output: Tensor) -> None:
-            if output.shape[0] != batch:
-                raise CannotRun(f"layer {path!r} puts out {output.shape[0]} rows for {batch} inputs, so it cannot be surveyed")
-            values = output if output.dtype is torch.float32 else output.float()
-            step = self.step
-            read(layer, values, targets[step], arrays[step], floor)
+            if len(output) != batch:
+                raise CannotRun(f"layer {path!r} puts out {len(output)} rows for {batch} inputs, so it cannot be surveyed")
+            read(output if output.dtype is torch.float32 else output.float(), targets[self.step])
 
         return reader
 
 
-Targets = tuple[Tensor, ...]
-Arrays = tuple[Any, Any]
-_Read = Callable[[Layer, Tensor, Targets, Arrays, NDArray[np.float32]], None]
+class _Target:
+    """Where one batch of one layer is written to: (batch, units) views into the block, as arrays too where they lie on the CPU."""
+
+    def __init__(self, peak: Tensor, total: Tensor, place: Tensor) -> None:
+        self.peak, self.total, self.place = peak, total, place
+        if peak.device.type == "cpu":
+            self.peaks, self.places = peak.numpy(), place.numpy()
 
 
-def _read_neurons(layer: Layer, output: Tensor, targets: Targets, arrays: Arrays, floor: NDArray[np.float32]) -> None:
-    values = layer.units_first(output)
-    targets[0].copy_(values)
-    targets[1].copy_(values)
+_Read = Callable[[Tensor, _Target], None]
 
 
-def _read_there(layer: Layer, output: Tensor, targets: Targets, arrays: Arrays, floor: NDArray[np.float32]) -> None:
+def _neurons(layer: Layer, batch: int, floor: NDArray[np.float32]) -> _Read:
+    def read(output: Tensor, target: _Target) -> None:
+        values = layer.units_first(output)
+        target.peak.copy_(values)
+        target.total.copy_(values)
+
+    return read
+
+
+def _there(layer: Layer, batch: int, floor: NDArray[np.float32]) -> _Read:
     """On an accelerator: places of everything, since asking which are needed would wait for the device."""
-    flat = layer.units_first(output).flatten(2)
-    peak, place = flat.max(2)
-    targets[0].copy_(peak)
-    targets[1].copy_(flat.sum(2))
-    targets[2].copy_(place)
+
+    def read(output: Tensor, target: _Target) -> None:
+        flat = layer.units_first(output).flatten(2)
+        peak, place = flat.max(2)
+        target.peak.copy_(peak)
+        target.place.copy_(place)
+        target.total.copy_(flat.sum(2))
+
+    return read
 
 
-def _read_here(layer: Layer, output: Tensor, targets: Targets, arrays: Arrays, floor: NDArray[np.float32]) -> None:
-    """On the CPU: two passes that read at the cache's speed; places only of the peaks above `floor`."""
-    peak, total, _ = targets
-    units = layer.units_first(output)
-    split = units.movedim(1, -1)
-    if not split.is_contiguous():  # (N, C, positions) in memory, or something stranger
-        flat = units.flatten(2)
-        torch.amax(flat, 2, out=peak)
-        torch.sum(flat, 2, out=total)
-        flat, stage = flat.transpose(1, 2), None
-    else:
-        flat = split.flatten(1, -2)
-        torch.sum(flat, 1, out=total)
-        stage = None if split.ndim < 4 or (flat.shape[1] <= _SMALL and flat.shape[2] % _VECTOR == 0) else split.flatten(1, -3).amax(1)
-        torch.amax(flat if stage is None else stage, 1, out=peak)
-    found = arrays[0] > floor
-    if found.any():
-        rows, columns = found.nonzero()
-        arrays[1][rows, columns] = _places(
-            flat.numpy(), None if stage is None else stage.numpy(), arrays[0][rows, columns], rows, columns
-        )
+def _here(layer: Layer, batch: int, floor: NDArray[np.float32]) -> _Read:
+    """On the CPU: two passes that read at the cache's speed; places only of the peaks above `floor`.
+
+    Whatever does not depend on the map is worked out here, once: there are many layers and the batches are small.
+    """
+    order = [a for a in range(len(layer.shape) + 1) if a != layer.axis] + [layer.axis]
+    units, places, width = layer.units, math.prod(layer.positions), layer.positions[-1]
+    flat_shape, strip_shape = (batch, places, units), (batch, places // width, width * units)
+    staged = len(layer.positions) > 1 and (places > _SMALL or units % _VECTOR != 0)
+
+    def read(output: Tensor, target: _Target) -> None:
+        split = output.permute(order)  # units last, which is how channels-last maps lie in memory
+        stage = None
+        if not split.is_contiguous():
+            flat = split.flatten(1, -2)
+            torch.amax(flat, 1, out=target.peak)
+        else:
+            flat = split.view(flat_shape)
+            if staged:
+                stage = split.view(strip_shape).amax(1).view(batch, width, units)
+            torch.amax(flat if stage is None else stage, 1, out=target.peak)
+        torch.sum(flat, 1, out=target.total)
+        found = target.peaks > floor
+        if found.any():
+            rows, columns = found.nonzero()
+            stages = None if stage is None else stage.numpy()
+            target.places[rows, columns] = _places(flat.numpy(), stages, target.peaks[rows, columns], rows, columns)
+
+    return read
 
 
 def _places(flat: Any, stage: Any, peaks: Any, rows: Any, columns: Any) -> NDArray[np.intp]:
@@ -125,7 +145,7 @@ def _places(flat: Any, stage: Any, peaks: Any, rows: Any, columns: Any) -> NDArr
     `stage` (N, B, C), the maxima over all but the last axis of the map, tells which of B strips holds the peak, so that P / B numbers
     are looked at instead of P. Where two strips hold it, the whole map decides which comes first.
     """
-    if stage is None:
+    if stage is None or flat.shape[1] <= _SMALL:
         return _first(flat, peaks, rows, columns)
     hits = stage[rows, :, columns] == peaks[:, None]
     strip, width = hits.argmax(1), stage.shape[1]

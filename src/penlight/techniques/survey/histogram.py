@@ -8,6 +8,7 @@ where a float32's exponent and its first two fraction bits change, so a value's 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,11 +40,11 @@ def bins(values: Tensor) -> Tensor:
     return number.mul_((pattern >> 31) | 1).add_(_SIDE)
 
 
-def trim(counts: Sequence[NDArray[np.int64]]) -> tuple[list[NDArray[np.int64]], NDArray[np.float64]]:
+def trim(counts: Sequence[NDArray[Any]]) -> tuple[list[NDArray[np.int64]], NDArray[np.float64]]:
     """Histograms (U, BINS) of several layers without the bins at both ends that all of them leave empty, and the edges left."""
     filled = np.flatnonzero(np.sum([layer.any(0) for layer in counts], axis=0))
     first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (_SIDE, _SIDE)
-    return [np.ascontiguousarray(layer[:, first : last + 1]) for layer in counts], edges()[first : last + 2]
+    return [np.ascontiguousarray(layer[:, first : last + 1], np.int64) for layer in counts], edges()[first : last + 2]
 
 
 def widen(counts: NDArray[np.int64], own: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from penlight.techniques.survey import histogram
 
+_AT_ONCE = 65536  # numbers
+
 
 @dataclass
 class Tally:
@@ -26,7 +28,7 @@ class Tally:
     maximum: NDArray[np.float32] = field(init=False)
     minimum: NDArray[np.float32] = field(init=False)
     fired: NDArray[np.int64] = field(init=False)
-    counts: Tensor = field(init=False)  # (T, BINS) int32, the sum of a row is the number of inputs that counted
+    counts: Tensor = field(init=False)  # (BINS, T) int32; a column sums to the number of inputs that counted
     class_peaks: NDArray[np.float64] = field(init=False)  # (K, T)
     class_count: NDArray[np.int64] = field(init=False)
     activation: NDArray[np.float32] = field(init=False)  # (T, top), descending, -inf where unfilled
@@ -38,8 +40,7 @@ class Tally:
         self.total, self.peaks = np.zeros(size), np.zeros(size)
         self.maximum, self.minimum = np.full(size, -np.inf, np.float32), np.full(size, np.inf, np.float32)
         self.fired = np.zeros(size, np.int64)
-        self.counts = torch.zeros((size, histogram.BINS), dtype=torch.int32)
-        self._offsets = torch.arange(size, dtype=torch.int64) * histogram.BINS
+        self.counts = torch.zeros((histogram.BINS, size), dtype=torch.int32)
         self.class_peaks, self.class_count = np.zeros((self.classes, size)), np.zeros(self.classes, np.int64)
         self.activation = np.full((size, self.top), -np.inf, np.float32)
         self.index = np.full((size, self.top), -1, np.int64)
@@ -57,7 +58,7 @@ class Tally:
         numbers, and of its class's mean nothing can be said.
         """
         sums, peaks = (t.sum(0, dtype=torch.float64).numpy() for t in (total, peak))
-        values, weights = peak.numpy(), torch.ones(1, dtype=torch.int32)
+        values, weights = peak.numpy(), torch.ones(peak.shape, dtype=torch.int32)
         for row, label in enumerate(classes):
             if label is not None:
                 self.class_peaks[label] += values[row]
@@ -66,7 +67,7 @@ class Tally:
         if not (np.isfinite(sums).all() and np.isfinite(peaks).all()):
             good = torch.isfinite(peak) & torch.isfinite(total)
             self._spoil(good.numpy(), classes)
-            weights = good.int().view(-1)
+            weights = good.int()
             sums, peaks = (torch.where(good, t, 0.0).sum(0, dtype=torch.float64).numpy() for t in (total, peak))
             low = torch.where(good, peak, torch.inf).numpy()
             peak = torch.where(good, peak, -torch.inf)
@@ -77,8 +78,7 @@ class Tally:
         np.maximum(self.maximum, values.max(0), out=self.maximum)
         np.minimum(self.minimum, low.min(0), out=self.minimum)
         self.fired += np.count_nonzero(values > 0, axis=0)
-        where = (histogram.bins(peak) + self._offsets).view(-1)
-        self.counts.view(-1).scatter_add_(0, where, weights.expand(where.shape))
+        self._count(peak, weights)
         self._enter(values, place.numpy(), np.asarray(index, np.int64))
 
     def _spoil(self, good: NDArray[np.bool_], classes: Sequence[int | None]) -> None:
@@ -86,9 +86,22 @@ class Tally:
             if label is not None:
                 self.class_peaks[label, ~good[row]] = np.nan
 
+    def _count(self, peak: Tensor, weights: Tensor) -> None:
+        """Into the histograms, a few inputs at a time to stay in the cache; neighbouring units mostly share a bin, hence (BINS, T)."""
+        counts = self.counts.view(-1)
+        wide = torch.int64 if counts.numel() > torch.iinfo(torch.int32).max else torch.int32
+        units = torch.arange(self.units, dtype=wide)
+        step = max(1, _AT_ONCE // self.units)
+        for row in range(0, len(peak), step):
+            where = histogram.bins(peak[row : row + step]).to(wide).mul_(self.units).add_(units)
+            counts.scatter_add_(0, where.long().view(-1), weights[row : row + step].view(-1))
+
     def _enter(self, values: NDArray[np.float32], place: NDArray[np.int32], index: NDArray[np.int64]) -> None:
         """Insert what exceeds the floor, the first newcomer of every unit at once, then the second, …"""
-        units, rows = np.nonzero(values.T > self.floor[:, None])
+        found = np.flatnonzero(values > np.ascontiguousarray(self.floor))
+        rows, units = np.divmod(found, self.units)
+        order = np.argsort(units, kind="stable")
+        rows, units = rows[order], units[order]
         first = np.flatnonzero(np.diff(units, prepend=-1))  # where each unit's newcomers begin
         while len(first):
             self._insert(units[first], values[rows[first], units[first]], place[rows[first], units[first]], index[rows[first]])

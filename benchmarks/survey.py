@@ -1,0 +1,168 @@
+"""What a survey costs on top of the forward passes it needs.
+
+    python benchmarks/survey.py [--quick] [--json] [--memory]
+
+For every convolution of SqueezeNet, GoogLeNet and MobileNetV2 (random weights, random pictures of 224 × 224) the survey keeps the top
+9 inputs with positions and all statistics. It is fed uint8 pictures and normalises them itself. The bare pass runs the same network,
+folded, channels-last, in inference mode, at its best batch size, on pictures that are normalised already. What is read is each
+convolution's output as it is in that network, that is, with its BatchNorm folded in. One thread, CPU time, the two in turns A B A B
+on the same 32 pictures; medians. `start` is the share in the first blocks, when every input still enters some list; `share` the one
+after `warm` pictures, when few do. With --memory, the peak that Python and NumPy allocate for 500 and for 2,000 inputs, as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+import tracemalloc
+import warnings
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from penlight.inputs import InputContract
+from penlight.models import Model
+from penlight.models.sources.vision import import_torchvision
+from penlight.techniques.contract import Request
+from penlight.techniques.survey.stream import Stream
+from penlight.techniques.survey.sweep import Sweep
+
+SIDE, BLOCK, TOP = 224, 32, 9
+CONTRACT = InputContract("image", (3, SIDE, SIDE), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GOALS = {"SqueezeNet": 0.9, "GoogLeNet": 0.9, "MobileNetV2": 0.8}
+
+
+def build(name: str) -> Model:
+    """The network with random weights."""
+    torch.manual_seed(0)
+    models = import_torchvision().models
+    if name == "SqueezeNet":
+        return Model(models.squeezenet1_0(weights=None), CONTRACT)
+    if name == "GoogLeNet":
+        return Model(models.googlenet(weights=None, init_weights=False), CONTRACT)
+    import timm
+
+    return Model(timm.create_model("mobilenetv2_100", pretrained=False), CONTRACT)
+
+
+def pictures(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Noise of random colour and contrast, so that inputs differ in how much they excite."""
+    tint = rng.integers(0, 128, (BLOCK, 3, 1, 1), dtype=np.uint8)
+    return tint + rng.integers(0, 128, (BLOCK, 3, SIDE, SIDE), dtype=np.uint8)
+
+
+def bare(network: torch.nn.Module, inputs: torch.Tensor, batch: int) -> None:
+    with torch.inference_mode():
+        for start in range(0, len(inputs), batch):
+            network(inputs[start : start + batch])
+
+
+def seconds(run: Any, *given: Any) -> float:
+    start = time.process_time()
+    run(*given)
+    return time.process_time() - start
+
+
+def measure(name: str, warm: int, blocks: int) -> dict[str, Any]:
+    """Shares of the bare pass's speed, and both in pictures a second of CPU time."""
+    model = build(name)
+    layers = {path: layer for path, layer in model.layers.items() if layer.kind in ("Conv2d", "Conv2dSame")}
+    network = model.prepared()
+    sweep = Sweep(model, network, layers, TOP)
+    rng = np.random.default_rng(0)
+    tensor = model.tensor(pictures(rng)).contiguous(memory_format=torch.channels_last)
+    trials = {batch: min(seconds(bare, network, tensor, batch) for _ in range(3)) for batch in (1, 2, 4, 8)}
+    best = min(trials, key=lambda batch: trials[batch])
+    times: list[tuple[float, float]] = []
+    for number in range(warm // BLOCK + blocks):
+        inputs = pictures(rng)
+        tensor = model.tensor(inputs).contiguous(memory_format=torch.channels_last)
+        index = range(number * BLOCK, (number + 1) * BLOCK)
+        times.append((seconds(bare, network, tensor, best), seconds(sweep.feed, inputs, index, [None] * BLOCK)))
+    steady, start = times[-blocks:], times[: max(1, min(4, warm // BLOCK))]
+    alone, surveyed = (BLOCK / statistics.median(pair[i] for pair in steady) for i in (0, 1))
+    return {
+        "network": name,
+        "convolutions": len(layers),
+        "units": sum(layer.units for layer in layers.values()),
+        "batch": sweep.batch,
+        "bare_batch": best,
+        "warm": len(times) * BLOCK - blocks * BLOCK,
+        "bare_per_s": round(alone, 1),
+        "survey_per_s": round(surveyed, 1),
+        "start": round(statistics.median(a / b for a, b in start), 3),
+        "share": round(statistics.median(a / b for a, b in steady), 3),
+        "goal": GOALS[name],
+    }
+
+
+class Noise:
+    """A data set of any length that holds nothing."""
+
+    name, classes = "noise", ()
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def label(self, index: int) -> tuple[str, int | None]:
+        return f"noise[{index}]", None
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return np.random.default_rng(index).integers(0, 256, (3, 32, 32), dtype=np.uint8)
+
+    def fingerprint(self) -> str:
+        return f"noise-{self._count}"
+
+
+def memory(counts: tuple[int, ...]) -> dict[str, float]:
+    """Peak of a survey of SqueezeNet at 32 px by number of inputs, in MB that Python and NumPy allocated."""
+    contract = InputContract("image", (3, 32, 32))
+    model = Model(import_torchvision().models.squeezenet1_0(weights=None), contract)
+    Stream(top=TOP).run(Request(model, data=Noise(8)))
+    peaks = {}
+    for count in counts:
+        data: Any = Noise(count)
+        tracemalloc.start()
+        Stream(top=TOP).run(Request(model, data=data))
+        peaks[str(count)] = round(tracemalloc.get_traced_memory()[1] / 1e6, 2)
+        tracemalloc.stop()
+    return peaks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer pictures")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--memory", action="store_true", help="measure the peak memory by number of inputs as well")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    warm, blocks = (256, 5) if given.quick else (768, 9)
+    report: dict[str, Any] = {"benchmark": "survey", "networks": [measure(name, warm, blocks) for name in GOALS]}
+    if given.memory:
+        report["peak_mb"] = memory((100, 400) if given.quick else (500, 2000))
+    if given.json:
+        print(json.dumps(report))
+        return
+    print(f"{'network':12} {'units':>6} {'bare/s':>8} {'survey/s':>9} {'start':>6} {'share':>6} {'goal':>5}")
+    for row in report["networks"]:
+        print(
+            f"{row['network']:12} {row['units']:6} {row['bare_per_s']:8.1f} {row['survey_per_s']:9.1f}"
+            f" {row['start']:6.2f} {row['share']:6.2f} {row['goal']:5.2f}"
+        )
+    for count, peak in report.get("peak_mb", {}).items():
+        print(f"peak memory with {count} inputs: {peak} MB")
+
+
+if __name__ == "__main__":
+    main()
