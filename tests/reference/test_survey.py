@@ -235,7 +235,9 @@ def test_planted_inputs_come_first_at_their_places_with_their_boxes():
     for index, (row, column, value) in planted.items():
         inputs[index, 0, row : row + 3, column : column + 3] = value * np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])
     top = survey(model, open_data(inputs, model.contract), ["conv"], top=3).examples("conv:0")
-    assert [(e.index, e.position, e.activation) for e in top] == [(i, (r, c), 5 * v) for i, (r, c, v) in planted.items()]
+    assert [(e.index, e.position, e.activation) for e in top] == [
+        (i, (r, c), 5 * v) for i, (r, c, v) in planted.items()
+    ]
     assert [e.box for e in top] == [(r, c, r + 3, c + 3) for r, c, _ in planted.values()]
 
 
@@ -254,7 +256,9 @@ def test_boxes_through_strides_and_pools_are_the_closed_form():
     model, data, _ = exact(20)
     rows = survey(model, data, ["conv2"], top=5).layers["conv2"]
     for position, box in zip(rows.top_position.reshape(-1, 2), rows.top_box.reshape(-1, 4), strict=True):
-        start = position * 4 - 1  # conv: 3 px; pool: 4 px, step 2; conv2: 4 + 2 * 2 = 8 px, step 4, one pixel of padding
+        start = (
+            position * 4 - 1
+        )  # conv: 3 px; pool: 4 px, step 2; conv2: 4 + 2 * 2 = 8 px, step 4, one pixel of padding
         assert box.tolist() == [*np.maximum(start, 0), *np.minimum(start + 8, 12)]
     assert (survey(model, data, ["fc"], top=2).layers["fc"].top_box == [0, 0, 12, 12]).all()
 
@@ -378,7 +382,9 @@ def test_memory_does_not_grow_with_the_data(monkeypatch):
     monkeypatch.setattr(stream_module, "_SPARE", 100)
     kept = []
     needed = stream_module._needed
-    monkeypatch.setattr(stream_module, "_needed", lambda known, tally: kept.append((len(known), tally)) or needed(known, tally))
+    monkeypatch.setattr(
+        stream_module, "_needed", lambda known, tally: kept.append((len(known), tally)) or needed(known, tally)
+    )
     model, _, _ = exact()
     most, sizes = {}, {}
     for count in (200, 2000):

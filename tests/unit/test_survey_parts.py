@@ -78,7 +78,11 @@ def test_maps_are_read_in_every_layout_and_memory_order(layout, shape, memory, l
     block = Block({"a": layer, "b": layer}, 8, 4, torch.device("cpu"))
     block.step = 1
     block.readers()["b"](given)
-    flat = layer.units_first(values).flatten(2).numpy() if layer.positions else layer.units_first(values)[..., None].numpy()
+    flat = (
+        layer.units_first(values).flatten(2).numpy()
+        if layer.positions
+        else layer.units_first(values)[..., None].numpy()
+    )
     columns = block.columns["b"]
     assert columns == slice(layer.units, 2 * layer.units)
     np.testing.assert_array_equal(block.peak[4:, columns], flat.max(2))
@@ -111,7 +115,10 @@ def test_a_batch_size_fits_the_largest_map_and_nothing_else():
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(1, 6), st.lists(st.lists(st.lists(st.integers(-3, 3), min_size=3, max_size=3), min_size=1, max_size=7), max_size=5))
+@given(
+    st.integers(1, 6),
+    st.lists(st.lists(st.lists(st.integers(-3, 3), min_size=3, max_size=3), min_size=1, max_size=7), max_size=5),
+)
 def test_top_lists_are_a_stable_sort(top, blocks):
     tally, rows = Tally(3, top, 0), [row for block in blocks for row in block]
     for block in blocks:

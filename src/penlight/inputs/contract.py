@@ -87,9 +87,15 @@ class InputContract:
     def normalize(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """(N, *shape) in [0, 1], or uint8 in 0…255, → float32 as the network sees it."""
         mean, std = self.statistics()
+        if (
+            batch.dtype == np.uint8
+        ):  # 256 values a channel: looked up, which is one pass over the pictures instead of four
+            table = (np.arange(256, dtype=np.float32) / np.float32(255.0) - mean.reshape(-1, 1)) / std.reshape(-1, 1)
+            looked_up = np.empty(batch.shape, np.float32)
+            for channel, values in enumerate(table):
+                looked_up[:, channel] = values[batch[:, channel]]
+            return looked_up
         scaled = batch.astype(np.float32)
-        if batch.dtype == np.uint8:
-            scaled /= 255.0
         scaled -= mean
         scaled /= std
         return scaled

@@ -287,9 +287,7 @@ def collect(roots: Sequence[Path], workers: int = 1) -> list[Face]:
     paths = find_fonts(roots)
     if not paths:
         where = ", ".join(str(r) for r in roots)
-        raise Unusable(
-            f"no font files found below {where}; install the packages in fonts.txt or give --fonts"
-        )
+        raise Unusable(f"no font files found below {where}; install the packages in fonts.txt or give --fonts")
     faces = distinct(render_all(paths, workers))
     if len(faces) < 20:
         raise Unusable(f"only {len(faces)} usable faces found; install the packages in fonts.txt (--install)")

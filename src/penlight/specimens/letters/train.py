@@ -232,9 +232,7 @@ def stretched(glyphs: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.asarray((out * 255 + 0.5).numpy(), np.uint8)
 
 
-def draw_sample(
-    faces: Sequence[render.Face], seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+def draw_sample(faces: Sequence[render.Face], seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """Which face and which letter make the shipped sample; every ten in a row hold each class once."""
     rng = np.random.default_rng(seed)
     count = min(PER_CLASS, len(faces))

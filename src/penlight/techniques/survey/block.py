@@ -68,7 +68,9 @@ class Block:
 
         def reader(output: Tensor) -> None:
             if len(output) != batch:
-                raise CannotRun(f"layer {path!r} puts out {len(output)} rows for {batch} inputs, so it cannot be surveyed")
+                raise CannotRun(
+                    f"layer {path!r} puts out {len(output)} rows for {batch} inputs, so it cannot be surveyed"
+                )
             read(output if output.dtype is torch.float32 else output.float(), targets[self.step])
 
         return reader

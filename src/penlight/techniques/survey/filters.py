@@ -36,7 +36,9 @@ class Filters(Technique):
 
     size: int = option(64, "height and width of the noise in pixels", low=8, high=1024)
     limit: int = option(200, "most applications of a filter", low=1, high=100000)
-    tolerance: float = option(0.01, "RMS change of a step, in standard deviations, below which the pattern has settled", low=0)
+    tolerance: float = option(
+        0.01, "RMS change of a step, in standard deviations, below which the pattern has settled", low=0
+    )
 
     def run(self, request: Request) -> FiltersResult:
         """`BadInput` if the layer named is no convolution of 1 or 3 channels; `CannotRun` if none reads the input."""
@@ -49,12 +51,20 @@ class Filters(Technique):
         arrays = np.ascontiguousarray(weights.permute(0, 2, 3, 1).numpy())
         scale = np.abs(arrays).max(axis=(1, 2, 3), keepdims=True)
         return FiltersResult(
-            provenance(self, request), path, _grey(arrays, scale), arrays, responses, steps, weights.flatten(1).norm(dim=1).numpy()
+            provenance(self, request),
+            path,
+            _grey(arrays, scale),
+            arrays,
+            responses,
+            steps,
+            weights.flatten(1).norm(dim=1).numpy(),
         )
 
     def _respond(self, weights: Tensor, request: Request) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """((U, size, size, C) uint8, (U,) steps until settled)."""
-        noise = torch.rand((weights.shape[1], self.size, self.size), generator=torch.Generator().manual_seed(request.seed))
+        noise = torch.rand(
+            (weights.shape[1], self.size, self.size), generator=torch.Generator().manual_seed(request.seed)
+        )
         pictures, steps = [], []
         with torch.inference_mode():
             for unit, filter in enumerate(weights):
@@ -120,7 +130,9 @@ def _named(model: Model, path: str) -> tuple[str, nn.Conv2d]:
     layer = model.layer(path)
     module = model.network.get_submodule(split_call(path)[0])
     if not isinstance(module, nn.Conv2d):
-        raise BadInput(f"layer {path!r} is a {layer.kind}; filters shows the weights of a Conv2d that takes 1 or 3 channels")
+        raise BadInput(
+            f"layer {path!r} is a {layer.kind}; filters shows the weights of a Conv2d that takes 1 or 3 channels"
+        )
     if module.weight.shape[1] not in (1, 3):
         raise BadInput(f"layer {path!r} takes {module.weight.shape[1]} channels; only 1 or 3 make a picture")
     return path, module
@@ -130,7 +142,11 @@ def _first(model: Model) -> tuple[str, nn.Conv2d]:
     """The first convolution whose input no other module has written and has the input's channels."""
     for path, layer in model.layers.items():
         module = dict(model.network.named_modules()).get(split_call(path)[0])
-        if isinstance(module, nn.Conv2d) and _reads_input(model, layer) and module.in_channels == model.contract.channels:
+        if (
+            isinstance(module, nn.Conv2d)
+            and _reads_input(model, layer)
+            and module.in_channels == model.contract.channels
+        ):
             return path, module
     raise CannotRun(f"no convolution of {model.reference} reads the input itself; name one that takes 1 or 3 channels")
 

@@ -48,14 +48,20 @@ def merge(results: Sequence[SurveyResult]) -> SurveyResult:
     first = shards[0]
     merged = {path: _layer(shards, path) for path in first.layers}
     counts, edges = histogram.trim([layer.histogram for layer in merged.values()])
-    layers = {path: replace(layer, histogram=count) for (path, layer), count in zip(merged.items(), counts, strict=True)}
+    layers = {
+        path: replace(layer, histogram=count) for (path, layer), count in zip(merged.items(), counts, strict=True)
+    }
     standing = {int(i) for layer in layers.values() for i in np.unique(layer.top_index)}
     return SurveyResult(
         _provenance(shards),
         layers,
         sum(shard.count for shard in shards),
         {i: name for i, name in sorted((i, n) for shard in shards for i, n in shard.names.items()) if i in standing},
-        {i: number for i, number in sorted((i, n) for shard in shards for i, n in shard.truth.items()) if i in standing},
+        {
+            i: number
+            for i, number in sorted((i, n) for shard in shards for i, n in shard.truth.items())
+            if i in standing
+        },
         edges,
         first.classes,
         tuple(map(sum, zip(*(shard.class_count for shard in shards), strict=True))),
@@ -71,7 +77,11 @@ def _range(provenance: Provenance) -> tuple[int, float]:
 def _provenance(shards: Sequence[SurveyResult]) -> Provenance:
     ranges = [_range(shard.provenance) for shard in shards]
     stop = max(stop for _, stop in ranges)
-    options = {**shards[0].provenance.options, "start": min(start for start, _ in ranges), "stop": int(stop) if np.isfinite(stop) else 0}
+    options = {
+        **shards[0].provenance.options,
+        "start": min(start for start, _ in ranges),
+        "stop": int(stop) if np.isfinite(stop) else 0,
+    }
     return replace(shards[0].provenance, options=options)
 
 

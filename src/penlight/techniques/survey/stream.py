@@ -69,11 +69,18 @@ class Stream(Technique):
                     most = 2 * len(known) + _SPARE
             request.progress(sweep.tally.inputs + len(skipped), stop - start)
         if not sweep.tally.inputs:
-            raise BadInput(f"not one of the {stop - start} inputs of {data.name} can be read; the first: {skipped[0][1]}")
+            raise BadInput(
+                f"not one of the {stop - start} inputs of {data.name} can be read; the first: {skipped[0][1]}"
+            )
         return self._result(request, data, sweep, _needed(known, sweep.tally), skipped)
 
     def _result(
-        self, request: Request, data: Data, sweep: Sweep, names: Mapping[int, tuple[str, int | None]], skipped: Sequence[tuple[str, str]]
+        self,
+        request: Request,
+        data: Data,
+        sweep: Sweep,
+        names: Mapping[int, tuple[str, int | None]],
+        skipped: Sequence[tuple[str, str]],
     ) -> SurveyResult:
         tally, columns = sweep.tally, sweep.block.columns
         counts, edges = histogram.trim([tally.counts[:, part].T.numpy() for part in columns.values()])
@@ -113,7 +120,9 @@ def _readable(model: Model, network: nn.Module, layers: Mapping[str, Layer], str
         probe(model.example(count))
     odd = [path for path in layers if rows[path] != count]
     if odd and (strict or len(odd) == len(layers)):
-        raise CannotRun(f"layer {odd[0]!r} puts out {rows[odd[0]]} rows for {count} inputs, so it cannot be surveyed; leave it out")
+        raise CannotRun(
+            f"layer {odd[0]!r} puts out {rows[odd[0]]} rows for {count} inputs, so it cannot be surveyed; leave it out"
+        )
     return {path: layer for path, layer in layers.items() if path not in odd}
 
 

@@ -53,7 +53,9 @@ class Sweep:
             for block.step in np.unique(slots // self.batch).tolist():
                 here = slots // self.batch == block.step
                 probe(self._model.tensor(_placed(inputs[here], slots[here] % self.batch, self.batch)))
-            self.tally.add(_chosen(block.peak, slots), _chosen(block.total, slots), _chosen(block.place, slots), index, classes)
+            self.tally.add(
+                _chosen(block.peak, slots), _chosen(block.total, slots), _chosen(block.place, slots), index, classes
+            )
         block.floor[:] = self.tally.floor
 
 

@@ -51,7 +51,9 @@ class Tally:
         """(T,) what an activation has to exceed to enter the list; an equal one came too late."""
         return self.activation[:, -1]
 
-    def add(self, peak: Tensor, total: Tensor, place: Tensor, index: Sequence[int], classes: Sequence[int | None]) -> None:
+    def add(
+        self, peak: Tensor, total: Tensor, place: Tensor, index: Sequence[int], classes: Sequence[int | None]
+    ) -> None:
         """Count a block: (n, T) CPU tensors with a row an input.
 
         A unit whose map is not finite for an input (NaN, or a sum that overflows) misses that input: it is left out of all its
@@ -104,7 +106,9 @@ class Tally:
         rows, units = rows[order], units[order]
         first = np.flatnonzero(np.diff(units, prepend=-1))  # where each unit's newcomers begin
         while len(first):
-            self._insert(units[first], values[rows[first], units[first]], place[rows[first], units[first]], index[rows[first]])
+            self._insert(
+                units[first], values[rows[first], units[first]], place[rows[first], units[first]], index[rows[first]]
+            )
             following = first + 1
             inside = following < len(units)
             first = following[inside][units[following[inside]] == units[first[inside]]]

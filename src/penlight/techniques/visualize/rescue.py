@@ -1,0 +1,91 @@
+"""Getting a gradient past ReLUs, read off the recorded graph: whatever wrote the operation down (a module, a function, in place, one ReLU
+used ten times, a traced graph), autograd has a node for it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Node = Any  # torch.autograd.graph.Node: its saved values are attributes of the concrete class
+_INFINITE = math.inf
+
+
+def _bounds(low: Any, high: Any) -> tuple[float, float]:
+    return (-_INFINITE if low is None else float(low), _INFINITE if high is None else float(high))
+
+
+# name of the operation -> (values it was given, or its result; lowest and highest that let a gradient through)
+_GATES: dict[str, Callable[[Node], tuple[Tensor, float, float]]] = {
+    "Relu": lambda n: (n._saved_result, 0.0, _INFINITE),
+    "Hardtanh": lambda n: (n._saved_self, float(n._saved_min_val), float(n._saved_max_val)),
+    "Clamp": lambda n: (n._saved_self, *_bounds(n._saved_min, n._saved_max)),
+    "ClampMin": lambda n: (n._saved_self, float(n._saved_min), _INFINITE),
+    "ClampMax": lambda n: (n._saved_self, -_INFINITE, float(n._saved_max)),
+    "Threshold": lambda n: (n._saved_self, float(n._saved_threshold), _INFINITE),
+    "Hardswish": lambda n: (n._saved_self, -3.0, _INFINITE),
+    "Hardsigmoid": lambda n: (n._saved_self, -3.0, 3.0),
+}
+# operations that only move values, or average or select them: a ReLU behind these is the one whose result is being read
+_CARRIERS = re.compile(
+    r"(Cat|Stack|View|UnsafeView|Reshape|ReshapeAlias|Alias|Permute|Transpose|T|Slice|Select|Squeeze|Unsqueeze|Expand|Clone|ToCopy"
+    r"|Split|UnsafeSplit|SplitWithSizes|Unbind|MaxPool\dDWithIndices|AvgPool\dD|AdaptiveAvgPool\dD|MkldnnAdaptiveAvgPool2D|Mean|Flatten)\Z"
+)
+
+
+def _operation(node: Node) -> str:
+    return re.sub(r"Backward\d*\Z", "", node.name())
+
+
+def _walk(root: Node | None, follow: Callable[[str], bool]) -> Iterator[Node]:
+    seen: set[Node] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if follow(_operation(node)):
+            waiting.extend(below for below, _ in node.next_functions)
+
+
+def open_last(output: Tensor) -> None:
+    """Let the gradient of `output` through the ReLUs whose result it is, as if they were not there.
+
+    A unit that is read after its ReLU cannot be told from its gradient to go below zero; before the ReLU it can.
+    """
+    for node in _walk(output.grad_fn, lambda name: bool(_CARRIERS.match(name))):
+        if _operation(node) in _GATES:
+            node.register_hook(lambda given, asked: (asked[0], *given[1:]))
+
+
+def redirect(output: Tensor) -> None:
+    """Lucid's rule for every ReLU below `output`, with gradients that point uphill: where nothing gets through for a sample, the
+    gradient passes, except where it would push a value that is off further down (or one that is cut off above further up).
+
+    Lucid, misc/redirected_relu_grad.py; ReLU6, hardtanh and clamp are treated alike.
+    """
+    for node in _walk(output.grad_fn, lambda name: True):
+        read = _GATES.get(_operation(node))
+        if read is not None:
+            _redirect(node, *read(node))
+
+
+def _redirect(node: Node, values: Tensor, low: float, high: float) -> None:
+    below, above = values.detach() <= low, values.detach() >= high
+
+    def pass_on(given: tuple[Tensor | None, ...], asked: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        through, wanted = given[0], asked[0]
+        if through is None:
+            return given
+        helpful = wanted.masked_fill((below & (wanted < 0)) | (above & (wanted > 0)), 0.0)
+        rows = through.reshape(len(through), -1) if through.ndim else through.reshape(1, 1)
+        stuck = (rows == 0).all(1).reshape((-1,) + (1,) * (through.ndim - 1))
+        return (torch.where(stuck, helpful, through), *given[1:])
+
+    node.register_hook(pass_on)
