@@ -10,7 +10,6 @@ import click
 from penlight.cli.atlas import build
 from penlight.cli.shared import open_model
 
-
 _STEPS = 128  # half the usual number: on pictures of 28 pixels the rest only adds contrast
 
 
