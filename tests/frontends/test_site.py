@@ -422,6 +422,7 @@ class Visit:
 
     def all_pictures(self) -> int:
         """Scrolls down and counts the pictures; each must have loaded."""
+        self.page.wait_for_load_state("load")
         self.page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
         height = self.page.evaluate("document.documentElement.scrollHeight")
         for y in range(0, height + 600, 600):
