@@ -18,6 +18,7 @@ from penlight.techniques.visualize.schedule import stream
 
 LARGE = 96  # pixels: from this side on, a network is looked at through windows
 _PICTURE, _VIEW = 160 / 224, 128 / 224  # of the network's own side; measured, see docs/visualize.md
+_GRID = 32  # the stride of most networks' last layers
 _SAMPLES = 4
 _FAILS = (CannotRun, RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 Size = tuple[int, int]
@@ -147,7 +148,7 @@ def _whole(network: nn.Module, optics: Optics, layer: Layer, size: int) -> Scene
     native = optics.shape[1:]
     large = min(native) >= LARGE
     picture = _scaled(native, size or round(min(native) * (_PICTURE if large else 1)))
-    view = _scaled(native, round(min(picture) * _VIEW / _PICTURE)) if large else picture
+    view = _view(picture) if large else picture
     seen = _both(network, optics, layer, picture, view)
     if seen is not None:
         return Scene(layer, "window" if large else "whole", picture, view, centre(seen))
@@ -161,6 +162,12 @@ def _whole(network: nn.Module, optics: Optics, layer: Layer, size: int) -> Scene
 def _both(network: nn.Module, optics: Optics, layer: Layer, picture: Size, view: Size) -> tuple[int, ...] | None:
     """The map of the view, where the layer runs on the whole picture too, on which it is measured."""
     return None if answers(network, optics, layer, picture) is None else answers(network, optics, layer, view)
+
+
+def _view(picture: Size) -> Size:
+    """What is seen of a large picture at a time: a whole number of the last layers' steps, so that no row is worked on in vain."""
+    height, width = (max(_GRID, int(n * _VIEW / _PICTURE) // _GRID * _GRID) for n in picture)
+    return height, width
 
 
 def _scaled(native: Size, shorter: int) -> Size:
@@ -203,7 +210,7 @@ def framed(scene: Scene, size: Size, network: nn.Module, optics: Optics) -> Scen
     if scene.picture == size:
         return scene
     if scene.kind == "window" and scene.view != optics.shape[1:]:
-        view = (round(size[0] * _VIEW / _PICTURE), round(size[1] * _VIEW / _PICTURE))
+        view = _view(size)
         seen = _both(network, optics, scene.layer, size, view)
         if seen is not None:
             return replace(scene, picture=size, view=view, middle=centre(seen))
