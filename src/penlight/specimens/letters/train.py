@@ -41,6 +41,7 @@ PER_CLASS = 250
 LOWER_SHARE = 0.05
 FILES = ("letters.safetensors", "sample.npz", "letters.toml")
 Figures = dict[str, float | int]
+HEADLINES = ("accuracy_unseen_families", "unseen_families", "accuracy_unseen_display", "training_families")  # shown first
 
 
 @dataclass
@@ -279,6 +280,7 @@ def card_text(figures: Figures) -> str:
         f'\n[input]\nkind = "image"\nshape = [1, 28, 28]\nlabels = [{labels}]\n'
         f"mean = [{MEAN}]\nstd = [{STD}]\ncrop = 1.0\n"
     )
+    figures = {k: figures[k] for k in (*HEADLINES, *figures)}
     lines = (f"{k} = {v if isinstance(v, int) else format(v, '.4f')}\n" for k, v in figures.items())
     return head + "\n[figures]\n" + "".join(lines)
 
@@ -319,7 +321,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fonts", nargs="+", default=list(FONTS), metavar="DIR", help="directories of fonts")
     parser.add_argument("--out", default="letters-out", metavar="DIR", help="where to write")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--steps", type=positive, default=3600)
+    parser.add_argument("--steps", type=positive, default=9000)
     parser.add_argument("--batch", type=positive, default=512)
     parser.add_argument("--share", type=float, default=0.16, help="share of the families held out")
     parser.add_argument("--seed", type=int, default=1)
