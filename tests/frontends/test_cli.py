@@ -254,3 +254,13 @@ def test_two_writers_do_not_meet(capsys, tmp_path, pictures):
         status, _, err = says(capsys, "atlas", *TINY, "--data", pictures, "--out", tmp_path / "atlas")
     assert status == 2
     assert "another process" in err
+
+
+def test_data_of_which_nothing_can_be_read_is_the_users_mistake(capsys, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "only.png").write_bytes(b"no picture")
+    for order in (["atlas", *TINY, "--data"], ["survey", *TINY]):
+        status, out, err = says(capsys, *order, tmp_path / "data", "--out", tmp_path / "out")
+        assert (status, out) == (2, "")
+        assert "not one of the 1 inputs of data can be read" in err
+        assert err.count("\n") == 1

@@ -428,3 +428,28 @@ def test_mistakes_are_said_in_a_line():
         survey(model, data, start=9)
     with pytest.raises(BadOption, match="leave none"):
         survey(model, data, start=5, stop=5)
+
+
+def test_a_shard_of_nothing_but_damaged_pictures_is_merged_as_nothing(tmp_path):
+    rng = np.random.default_rng(5)
+    for n in range(10):
+        file = tmp_path / f"{n}.png"
+        if n < 4:
+            file.write_bytes(b"damaged")
+        else:
+            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(file)
+    model = Model(zoo.seeded(zoo.Functional), InputContract("image", (1, 16, 16)))
+    data = open_data(tmp_path, model.contract)
+    whole = Stream(top=3).run(Request(model, data=data))
+    parts = [Stream(top=3, start=a, stop=b).run(Request(model, data=data)) for a, b in ((0, 4), (4, 10))]
+    assert parts[0].count == 0
+    merged = merge(parts)
+    assert merged.count == 6
+    assert [name for name, _ in merged.skipped] == [f"{n}.png" for n in range(4)]
+    for path, layer in whole.layers.items():
+        np.testing.assert_array_equal(merged.layers[path].top_index, layer.top_index)
+        np.testing.assert_array_equal(merged.layers[path].maximum, layer.maximum)
+        np.testing.assert_allclose(merged.layers[path].mean, layer.mean, rtol=1e-12)
+        np.testing.assert_array_equal(merged.histogram(f"{path}:0")[0], whole.histogram(f"{path}:0")[0])
+    with pytest.raises(BadInput, match="not one"):
+        merge([parts[0]])

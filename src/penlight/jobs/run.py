@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
-from penlight.errors import BadOutput, PenlightError
+from penlight.errors import BadInput, BadOutput, PenlightError
 from penlight.inputs import Data
 from penlight.jobs.executors.local import answer
 from penlight.jobs.task import Task
@@ -29,8 +29,8 @@ def run_plan(
 ) -> Outcome:
     """Answer the tasks that the store does not hold, one after the other, each stored the moment it is done.
 
-    A task that the network does not allow is noted and the others go on, but those that need its result. `BadOutput` ends the run:
-    a store that takes nothing more.
+    A task that the network does not allow is noted and the others go on, but those that need its result. `BadInput` (data of
+    which nothing can be read) and `BadOutput` (a store that takes nothing more) end the run.
     """
     outcome = Outcome()
     for number, task in enumerate(tasks):
@@ -49,7 +49,7 @@ def run_plan(
         progress(0, 1)
         try:
             result = answer(task, model, data, [store.get(key) for key in task.needs], progress)
-        except BadOutput:
+        except (BadInput, BadOutput):
             raise
         except PenlightError as error:
             outcome.failed.append((task, str(error)))

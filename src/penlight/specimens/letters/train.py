@@ -41,7 +41,12 @@ PER_CLASS = 250
 LOWER_SHARE = 0.05
 FILES = ("letters.safetensors", "sample.npz", "letters.toml")
 Figures = dict[str, float | int]
-HEADLINES = ("accuracy_unseen_families", "unseen_families", "accuracy_unseen_display", "training_families")  # shown first
+HEADLINES = (
+    "accuracy_unseen_families",
+    "unseen_families",
+    "accuracy_unseen_display",
+    "training_families",
+)  # shown first
 
 
 @dataclass

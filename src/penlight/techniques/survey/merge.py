@@ -43,6 +43,8 @@ def merge(results: Sequence[SurveyResult]) -> SurveyResult:
     """
     if not results:
         raise BadInput("there is no survey to merge; give the results of 'stream' for each shard")
+    if not any(result.count for result in results):
+        raise BadInput("not one input of the surveys to merge could be read")
     shards = sorted(results, key=lambda r: _range(r.provenance))  # sums do not depend on the order then either
     _check(shards)
     first = shards[0]

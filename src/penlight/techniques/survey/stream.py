@@ -68,7 +68,7 @@ class Stream(Technique):
                     known = _needed(known, sweep.tally)
                     most = 2 * len(known) + _SPARE
             request.progress(sweep.tally.inputs + len(skipped), stop - start)
-        if not sweep.tally.inputs:
+        if not sweep.tally.inputs and stop - start == len(data):  # a shard may hold nothing but damaged inputs
             raise BadInput(
                 f"not one of the {stop - start} inputs of {data.name} can be read; the first: {skipped[0][1]}"
             )
