@@ -260,7 +260,7 @@ def test_data_of_which_nothing_can_be_read_is_the_users_mistake(capsys, tmp_path
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "only.png").write_bytes(b"no picture")
     for order in (["atlas", *TINY, "--data"], ["survey", *TINY]):
-        status, out, err = says(capsys, *order, tmp_path / "data", "--out", tmp_path / "out")
+        status, out, err = says(capsys, *order, tmp_path / "data", "--out", tmp_path / order[0])
         assert (status, out) == (2, "")
         assert "not one of the 1 inputs of data can be read" in err
         assert err.count("\n") == 1
