@@ -16,7 +16,7 @@ from penlight.jobs.plan import chosen_layers
 from penlight.jobs.run import Watch
 from penlight.models import Model, load_model
 from penlight.models.sources import specimens
-from penlight.results import SurveyResult, VisualizeResult
+from penlight.results import VisualizeResult
 from penlight.store import Atlas
 from penlight.techniques.contract import VERBS, Progress, Request, methods
 from penlight.techniques.options import build, table
@@ -88,22 +88,22 @@ def survey(
     seed: int = 0,
     progress: Progress | None = None,
     **options: Any,
-) -> SurveyResult:
-    """One pass over `data`: every unit's top examples and statistics.
+) -> Any:
+    """One pass over `data`: every unit's top examples and statistics, as a `SurveyResult`.
 
     >>> r = penlight.survey(model, "pictures/", top=9)     # doctest: +SKIP
     >>> r.top("conv2:7").activations                     # doctest: +SKIP
 
     `data` is a folder of pictures, an .npz file, an array (N, *shape) in [0, 1] or uint8, or a torch dataset; a specimen brings its
-    own. `layers` are paths or patterns, all by default.
+    own. `layers` are paths or patterns, all by default. Another `method` gives its own kind of result: `filters` a `FiltersResult`,
+    for which no data is read.
     """
     opened = _model(model)
-    paths = chosen_layers(opened, [layers] if isinstance(layers, str) else layers)
+    patterns = [layers] if isinstance(layers, str) else layers
+    paths = chosen_layers(opened, patterns) if patterns else ()  # without any the method knows which
     technique = build(methods["survey"][method], options)
-    request = Request(opened, layers=paths, data=find_data(opened, data), seed=seed, progress=progress or _silent)
-    result = technique.run(request)
-    assert isinstance(result, SurveyResult)
-    return result
+    found = None if data is None and opened.data is None else find_data(opened, data)
+    return technique.run(Request(opened, layers=paths, data=found, seed=seed, progress=progress or _silent))
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ ONE_LINE = {
     "needs": (["layers", "module:zoo:Functional"], "example"),
     "device": (["layers", *TINY, "--device", "tpu"], "device 'tpu'"),
     "data": (["survey", *TINY, "nowhere"], "no data at nowhere"),
-    "nodata": (["survey", *TINY], "brings no data"),
+    "nodata": (["survey", *TINY], "a survey needs data"),
     "noout": (["atlas", *TINY], "--out"),
     "atlas": (["site", "nowhere", "--out", "x"], "is no atlas"),
     "missing": (["visualize", *TINY], "UNIT"),
@@ -264,3 +264,13 @@ def test_data_of_which_nothing_can_be_read_is_the_users_mistake(capsys, tmp_path
         assert (status, out) == (2, "")
         assert "not one of the 1 inputs of data can be read" in err
         assert err.count("\n") == 1
+
+
+def test_filters_are_a_survey_of_the_weights(capsys, tmp_path):
+    status, out, err = says(capsys, "survey", *TINY, "--method", "filters", "--size", "24", "--out", tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert "conv1:5" in out
+    assert len(list((tmp_path / "out").glob("*-response.png"))) == 6
+    status, out, err = says(capsys, "survey", *TINY, "--method", "merge")
+    assert (status, out) == (2, "")
+    assert "no survey to merge" in err

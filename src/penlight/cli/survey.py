@@ -20,7 +20,7 @@ from penlight.cli.shared import (
     technique_options,
 )
 from penlight.render import columns, survey_sheet
-from penlight.results import Picture, SurveyResult
+from penlight.results import FiltersResult, Picture, SurveyResult
 from penlight.results.visualize import file_name
 
 if TYPE_CHECKING:
@@ -59,11 +59,22 @@ def command(
 
     check_out(out)
     opened = open_model(model, input_shape, device, trust)
-    found = find_data(opened, data)
+    found = None if data is None and opened.data is None else find_data(opened, data)
     with progress_bar("survey", "input") as progress:
         result = survey(opened, found, layers=layers, method=method, seed=seed, progress=progress, **given(options))
-    show = opened.contract.kind == "image"
-    give(result, out, as_json, _text(result), _sheets(result, found) if show else ())
+    if isinstance(result, FiltersResult):
+        give(result, out, as_json, _filters(result))
+        return
+    sheets = _sheets(result, found) if found is not None and opened.contract.kind == "image" else ()
+    give(result, out, as_json, _text(result), sheets)
+
+
+def _filters(result: FiltersResult) -> str:
+    rows = [
+        {"unit": f"{result.layer}:{u}", "norm": float(result.norms[u]), "steps": int(result.steps[u]) or "not settled"}
+        for u in range(len(result.filters))
+    ]
+    return columns(rows, {"unit": "unit", "norm": "norm of the weights", "steps": "noise settles after"})
 
 
 def _text(result: SurveyResult) -> str:
