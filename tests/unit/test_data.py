@@ -160,6 +160,9 @@ def test_normalisation():
     out = contract.normalize(np.array([[[[0, 255]], [[51, 102]]]], np.uint8))
     np.testing.assert_allclose(out, [[[[-1, 1]], [[(0.2 - 0.25) / 2, (0.4 - 0.25) / 2]]]], atol=1e-6)
 
+    vector = InputContract("array", (3,), (0.5,), (0.25,))
+    np.testing.assert_allclose(vector.normalize(np.array([[0, 51, 255]], np.uint8)), [[-2, -1.2, 2]], atol=1e-6)
+
 
 def test_too_large_a_picture_is_refused(monkeypatch):
     buffer = io.BytesIO()

@@ -87,15 +87,16 @@ class InputContract:
     def normalize(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """(N, *shape) in [0, 1], or uint8 in 0…255, → float32 as the network sees it."""
         mean, std = self.statistics()
-        if (
-            batch.dtype == np.uint8
-        ):  # 256 values a channel: looked up, which is one pass over the pictures instead of four
+        if batch.dtype == np.uint8 and batch.ndim > 2:  # looked up: one pass over the pictures instead of four
             table = (np.arange(256, dtype=np.float32) / np.float32(255.0) - mean.reshape(-1, 1)) / std.reshape(-1, 1)
             looked_up = np.empty(batch.shape, np.float32)
-            for channel, values in enumerate(table):
-                looked_up[:, channel] = values[batch[:, channel]]
+            for one, seen in zip(batch, looked_up, strict=True):
+                for plane, values, out in zip(one, table, seen, strict=True):
+                    np.take(values, plane, out=out, mode="clip")
             return looked_up
         scaled = batch.astype(np.float32)
+        if batch.dtype == np.uint8:
+            scaled /= np.float32(255.0)
         scaled -= mean
         scaled /= std
         return scaled
