@@ -232,7 +232,8 @@ def test_killed_at_any_moment_it_loses_nothing(capsys, tmp_path, pictures, how):
     worker.send_signal(how)
     _, err = worker.communicate(timeout=60)
     if how != signal.SIGKILL and worker.returncode:
-        assert worker.returncode in (130, -how), err  # CPython itself may end a process by the signal it was sent
+        # CPython itself may end a process by the SIGINT it was sent
+        assert worker.returncode in ((130, -how) if how == signal.SIGINT else (130,)), err
         assert "Traceback" not in err
     kept = stored(place)
     assert kept >= 3
