@@ -27,11 +27,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from penlight.inputs import InputContract
-from penlight.models import Model
+from penlight.models import Model, Probe
 from penlight.techniques.contract import Request
 from penlight.techniques.visualize.method import Penlight
+from penlight.techniques.visualize.render import jobs
+from penlight.techniques.visualize.scene import Optics, Wish
+from penlight.techniques.visualize.targets import read_targets
 from penlight.units import Unit
 
 SIZE, LUCENT_STEPS = 128, 512
@@ -81,6 +85,32 @@ def lucent(net: nn.Module, layer: str, unit: int, steps: int) -> None:
     )  # fmt: skip
 
 
+def matrix_rate() -> float:
+    """Floating-point operations a second of a large matrix product on this thread, the best of a few."""
+    a, b = torch.rand(1024, 1024), torch.rand(1024, 1024)
+    torch.mm(a, b)
+    return max(2 * 1024**3 * 8 / seconds(lambda: [torch.mm(a, b) for _ in range(8)]) for _ in range(3))
+
+
+def operations(model: Model, layer: str, method: Penlight) -> float:
+    """Floating-point operations that one step of one picture cannot do without: convolutions and matrix products, both ways.
+
+    Counted on the network as it is optimised (folded, cut after the layer) at the size it looks at; the gradient of the pictures
+    alone, as no weight changes.
+    """
+    optics = Optics.of(model)
+    (job,) = jobs(
+        model, read_targets(model, [f"{layer}:0"], "neuron"), optics, Wish(method.size, windows=True), "neuron"
+    )
+    x = torch.rand(1, 3, *job.scene.view, requires_grad=True)
+    found: list[torch.Tensor] = []
+    with FlopCounterMode(display=False) as counter:
+        with Probe(job.network, {layer: found.append}) as probe:
+            probe(x)
+        found[0].sum().backward()
+    return float(counter.get_total_flops())
+
+
 def compare(name: str, layer: str, quick: bool) -> dict[str, Any]:
     """One row: seconds a unit at Lucent's number of steps, Penlight's share of set-up, and the ratio."""
     ours, theirs = network(name), network(name)
@@ -108,6 +138,7 @@ def compare(name: str, layer: str, quick: bool) -> dict[str, Any]:
     once = (statistics.median(fixed) - step * len(units)) / len(units)
     unit = once + step * LUCENT_STEPS
     other = statistics.median(their_step) * LUCENT_STEPS
+    share = operations(model, layer, Penlight(size=0 if small else SIZE)) / step / matrix_rate()
     return {
         "network": name,
         "layer": layer,
@@ -121,6 +152,7 @@ def compare(name: str, layer: str, quick: bool) -> dict[str, Any]:
         "receptive_fields_s_per_model": fields,
         "lucent_units_per_hour": 3600 / other,
         "penlight_units_per_hour": 3600 / unit,
+        "share_of_matrix_rate": share,
         "ratio": other / unit,
         "goal": GOAL_SMALL if small else GOAL_LARGE,
         "reached": other / unit >= (GOAL_SMALL if small else GOAL_LARGE),
@@ -141,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     if not given.json:
         print(
-            f"{'network':12} {'layer':12} {'field':>5} {'picture':>9} {'Lucent/h':>9} {'Penlight/h':>10} {'ratio':>7}  goal"
+            f"{'network':12} {'layer':12} {'field':>5} {'picture':>9} {'Lucent/h':>9} {'Penlight/h':>10} {'ratio':>7}"
+            f"  {'goal':>4} {'rate':>5}"
         )
     for name, layer in ROWS:
         if given.layers and not any(text in f"{name}:{layer}" for text in given.layers):
@@ -152,7 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             size = "×".join(map(str, row["picture"]))
             print(
                 f"{name:12} {layer:12} {row['receptive_field'] or 'all':>5} {size:>9} {row['lucent_units_per_hour']:9.1f}"
-                f" {row['penlight_units_per_hour']:10.1f} {row['ratio']:6.1f}×  {row['goal']:.0f}×"
+                f" {row['penlight_units_per_hour']:10.1f} {row['ratio']:6.1f}×"
+                f"  {row['goal']:3.0f}× {row['share_of_matrix_rate']:5.2f}"
                 f"  ({row['penlight_ms_per_step']:.2f} ms a step, {row['penlight_fixed_s_per_unit']:.3f} s a unit besides)",
                 flush=True,
             )

@@ -127,6 +127,38 @@ NETWORKS = {
 }
 
 
+class Painter(nn.Module):
+    """A generator: codes of six numbers to pictures of 8 × 8."""
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        self.code_shape = (6,)
+        self.paint = nn.Linear(6, channels * 64)
+
+    def forward(self, code: Tensor) -> Tensor:
+        return torch.sigmoid(self.paint(code)).reshape(len(code), -1, 8, 8)
+
+
+def painter1():
+    return seeded(Painter)
+
+
+def painter2():
+    return seeded(lambda: Painter(2))
+
+
+def painter3():
+    return seeded(lambda: Painter(3))
+
+
+def painter4():
+    return seeded(lambda: Painter(4))
+
+
+def painter7():
+    return seeded(lambda: Painter(7))
+
+
 def fixed():
     """A network with the same weights in every process, and an example of its input."""
     return seeded(Functional), torch.zeros(1, 1, 16, 16)

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from penlight.api import build_atlas, load, survey, visualize
+    from penlight.api import build_atlas, dream, load, survey, sweep, visualize
     from penlight.errors import PenlightError, UsageError
     from penlight.models import Model
     from penlight.units import Unit
@@ -27,8 +27,10 @@ _PLACES = {
     "UsageError": "penlight.errors",
     "build_atlas": "penlight.api",
     "build_site": "penlight.web.site",
+    "dream": "penlight.api",
     "load": "penlight.api",
     "survey": "penlight.api",
+    "sweep": "penlight.api",
     "visualize": "penlight.api",
 }
 
@@ -39,8 +41,10 @@ __all__ = [
     "UsageError",
     "build_atlas",
     "build_site",
+    "dream",
     "load",
     "survey",
+    "sweep",
     "visualize",
 ]
 

@@ -26,8 +26,22 @@ LEVELS = {
     "cli": 7,
     "web": 7,
 }
-OPTIONAL = {"torchvision", "timm", "keras", "onnx", "ray", "IPython", "playwright", "fontTools"}
-PUBLIC = ["Model", "PenlightError", "Unit", "UsageError", "build_atlas", "build_site", "load", "survey", "visualize"]
+OPTIONAL = {
+    "torchvision",
+    "timm",
+    "keras",
+    "onnx",
+    "ray",
+    "IPython",
+    "playwright",
+    "fontTools",
+    "sklearn",
+    "skimage",
+    "threadpoolctl",
+}
+PUBLIC = [
+    "Model", "PenlightError", "Unit", "UsageError", "build_atlas", "build_site", "dream", "load", "survey", "sweep", "visualize",
+]  # fmt: skip
 
 
 def modules():

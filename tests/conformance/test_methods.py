@@ -20,10 +20,11 @@ ALL = [(verb, name) for verb in VERBS for name in methods[verb]]
 QUICK = {"steps": 6, "seeds": 2, "top": 3, "samples": 2, "limit": 20}
 
 
-def quick(verb, name):
+def quick(verb, name, channels=1):
     technique = methods[verb][name]
     known = {f.name for f in fields(technique)}
-    return build(technique, {k: v for k, v in QUICK.items() if k in known})
+    wanted = QUICK | {"generator": f"module:zoo:painter{channels}"}
+    return build(technique, {k: v for k, v in wanted.items() if k in known})
 
 
 def request(model, verb, name, **changes):
@@ -34,9 +35,16 @@ def request(model, verb, name, **changes):
         stream = methods["survey"]["stream"]
         whole = Request(model, layers=["conv1", "fc"], data=data)
         earlier = tuple(build(stream, {"top": 3, "start": a, "stop": b}).run(whole) for a, b in halves)
+    elif methods[verb][name].reads_survey:
+        earlier = (surveyed(model, data),)
     units = [u for text in ("conv1:1", "conv2:3", "fc:*") for u in model.find(text)] if verb == "visualize" else ()
     layers = {"stream": ("conv1", "fc"), "filters": ()}.get(name, ())
     return Request(model, units, layers, data, earlier=earlier, **{"seed": 3, **changes})
+
+
+def surveyed(model, data):
+    """A survey of all layers, for the methods that take one."""
+    return build(methods["survey"]["stream"], {"top": 20}).run(Request(model, layers=list(model.layers), data=data))
 
 
 def equal(a, b):
@@ -153,7 +161,9 @@ def test_any_network(open_zoo, verb, network):
             continue
         data = open_data(np.random.default_rng(0).random((5, *model.contract.shape), np.float32), model.contract)
         units = [unit for path in model.layers for unit in model.find(f"{path}:0")] if verb == "visualize" else ()
-        result = quick(verb, name).run(Request(model, units, data=data))
+        channels = 1 if len(model.contract.shape) == 1 else model.contract.shape[0]
+        earlier = (surveyed(model, data),) if methods[verb][name].reads_survey else ()
+        result = quick(verb, name, channels).run(Request(model, units, data=data, earlier=earlier))
         assert result.to_json()
 
 

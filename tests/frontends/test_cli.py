@@ -88,6 +88,76 @@ def test_visualize_prints_saves_and_gives_json(capsys, tmp_path):
     assert table["provenance"]["options"]["steps"] == 4
 
 
+def test_visualize_says_what_speaks_for_its_pictures(capsys, tmp_path, pictures):
+    says(capsys, "survey", *TINY, pictures, "--out", tmp_path / "survey")
+    order = ["visualize", *TINY, "conv2:3", "fc:1", "--steps", "30", "--seeds", "3", "--survey", tmp_path / "survey"]
+    status, out, err = says(capsys, *order)
+    assert (status, err) == (0, "")
+    head = out.splitlines()[0]
+    for words in ("under small jitters", "above real inputs", "of the best real", "same pattern, of 3", "stability"):
+        assert words in head
+    assert "\\u" not in out
+    assert out.count("%") == 6
+    told = json.loads(says(capsys, *order, "--json")[1])["units"]
+    assert all(0 <= p <= 1 for unit in told for p in unit["percentile"])
+    assert all(1 <= n <= 3 for unit in told for n in unit["recurrence"])
+    assert all(len(unit["network_likeness"]) == len(unit["eye_likeness"]) == 3 for unit in told)
+    assert all(len(unit["jittered"]) == len(unit["flags"]) == 3 for unit in told)
+
+
+def test_visualize_says_what_is_wrong_with_its_pictures():
+    from penlight.cli.visualize import _text
+    from penlight.results import Provenance, VisualizeResult
+
+    units = tuple(f"fc:{n}" for n in range(14))
+    images, numbers = np.zeros((14, 2, 4, 4, 1), np.uint8), np.full((14, 2), 8, np.float32)
+    dark = np.zeros((14, 2), bool)
+    dark[:, 1] = True
+    jitters, never = numbers.copy(), np.zeros(14, bool)
+    jitters[3, 0], never[5] = 1, True
+    r = VisualizeResult(
+        Provenance(), units, (None,) * 14, images, numbers, numbers * 0, dark, jittered=jitters, never_fired=never,
+        notes=("the classes compete",),
+    )  # fmt: skip
+    lines = _text(r).splitlines()[-5:]
+    assert lines[0] == ""
+    assert lines[1].startswith("fc:0 (start 1), fc:1 (start 1), ")
+    assert "fc:11 (start 1) and 2 more: no gradient ever reached it" in lines[1]
+    assert lines[2].startswith("fc:3 (start 0): fragile")
+    assert lines[3].startswith("fc:5: never above zero")
+    assert lines[4] == "note: the classes compete"
+
+
+@pytest.mark.parametrize("kind", [[], ["webp"]])
+def test_visualize_makes_films(capsys, tmp_path, kind):
+    order = ["visualize", *TINY, "conv1:2", "fc:1", "--steps", "12", "--seeds", "2", "--frames", "5", "--film", *kind]
+    status, _, err = says(capsys, *order, "--out", tmp_path / "out")
+    assert (status, err) == (0, "")
+    ending = (kind or ["gif"])[0]
+    assert len(load_result(tmp_path / "out").film[0, 0]) == 5
+    for name in ("conv1_2-0", "conv1_2-1", "fc_1-0", "fc_1-1"):
+        with Image.open(tmp_path / "out" / f"{name}.{ending}") as film:
+            assert film.n_frames > 1
+            assert max(film.size) >= 256
+
+
+def test_visualize_sweeps(capsys, tmp_path):
+    order = ["visualize", *TINY, "conv1:2", "fc:1", *FAST, "--sweep", "total-variation=0,1e-2..1", "--sweep", "l2=0,1"]
+    status, out, err = says(capsys, *order, "--out", tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert "best total-variation" in out
+    assert "total-variation tried: 0, 0.01, 0.03162, 0.1, 0.3162, 1" in out
+    result = load_result(tmp_path / "out")
+    assert result.images.shape[:3] == (2, 6, 2)
+    manifest = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(manifest["files"]) == 2 * 6 * 2 + 1
+    assert any(name.startswith("sweep-") for name in manifest["files"])
+    told = json.loads(says(capsys, *order, "--json")[1])
+    assert told["kind"] == "sweep"
+    assert told["units"][1]["best"]["values"].keys() == {"total_variation", "l2"}
+    assert np.array_equal(np.array(told["units"][0]["activations"], np.float32), result.activations[0])
+
+
 def test_survey_prints_saves_and_gives_json(capsys, tmp_path, pictures):
     (pictures / "a" / "bad.png").write_bytes(b"no")
     status, out, err = says(capsys, "survey", *TINY, pictures, "--top", "3", "--out", tmp_path / "out")
@@ -165,6 +235,22 @@ ONE_LINE = {
     "noout": (["atlas", *TINY], "--out"),
     "atlas": (["site", "nowhere", "--out", "x"], "is no atlas"),
     "missing": (["visualize", *TINY], "UNIT"),
+    "axis": (["visualize", *TINY, "conv1:1", "--sweep", "steps"], "is no axis"),
+    "axis name": (["visualize", *TINY, "conv1:1", "--sweep", "stesp=1..2"], "did you mean 'steps'"),
+    "axis value": (["visualize", *TINY, "conv1:1", "--sweep", "steps=0..2"], "option steps takes a whole number"),
+    "axis twice": (["visualize", *TINY, "conv1:1", "--sweep", "steps=1,2", "--steps", "3"], "swept and set"),
+    "three axes": (
+        ["visualize", *TINY, "fc:1", "--sweep", "l2=1", "--sweep", "rate=1", "--sweep", "size=1"],
+        "one or two axes",
+    ),
+    "film": (["visualize", *TINY, "conv1:1", "--film"], "--out"),
+    "film format": (["visualize", *TINY, "conv1:1", "--film", "avi", "--out", "x"], "avi"),
+    "film of a sweep": (
+        ["visualize", *TINY, "fc:1", "--film", "gif", "--sweep", "l2=1", "--out", "x"],
+        "do not go together",
+    ),
+    "survey of a sweep": (["visualize", *TINY, "fc:1", "--survey", "x", "--sweep", "l2=1"], "do not go together"),
+    "no survey": (["visualize", *TINY, "fc:1", *FAST, "--survey", "nowhere"], "nowhere"),
 }
 
 

@@ -322,9 +322,9 @@ class TestSize:
         r = visualize(model, "6:*", steps=2)
         assert 43 <= r.images.shape[2] == r.images.shape[3] <= 49
         assert visualize(model, "0:0", steps=2).images.shape[2:4] == (8, 8)  # 7, and the pixel the stride leaves over
-        assert visualize(model, "class:1", steps=2).images.shape[2:4] == (160, 160)
+        assert visualize(model, "class:1", steps=2).images.shape[2:4] == (224, 224)
         assert visualize(model, "class:1", steps=2, size=96).images.shape[2:4] == (96, 96)
-        assert visualize(model, "6:0", "class:1", steps=2).images.shape[2:4] == (160, 160)
+        assert visualize(model, "6:0", "class:1", steps=2).images.shape[2:4] == (224, 224)
 
     def test_a_network_that_takes_one_size_only_gets_it(self):
         network = zoo.seeded(

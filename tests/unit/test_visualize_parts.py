@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from penlight.inputs import InputContract
 from penlight.models import Layer, Model
 from penlight.models.sources.vision import import_torchvision
-from penlight.techniques.visualize.engine import Recipe, Stage, optimize
-from penlight.techniques.visualize.objectives import Negative, UnitAt, centre
+from penlight.techniques.visualize.ascent import Adam
+from penlight.techniques.visualize.engine import Phase, Recipe, Stage, optimize
+from penlight.techniques.visualize.objectives import Neuron, centre
 from penlight.techniques.visualize.parameterization import Fourier, Pixels, colour_matrix, frequencies
 from penlight.techniques.visualize.penalties import Distance, TotalVariation
 from penlight.techniques.visualize.rescue import open_last, redirect
@@ -116,21 +117,7 @@ class TestSchedule:
         assert len({tuple(draw(*n)) for n in [(0, "fc:1", 2), (0, "fc:12"), (1, "fc:1", 2), (0, "fc:1", 3)]}) == 4
 
 
-class TestObjectives:
-    output = torch.arange(2 * 3 * 2 * 2.0).reshape(2, 3, 2, 2)
-
-    def test_one_neuron_a_picture(self):
-        rows = torch.arange(2)
-        same = UnitAt(torch.tensor([2, 0]), torch.tensor([[1, 0], [1, 0]]))
-        apart = UnitAt(torch.tensor([2, 0]), torch.tensor([[1, 0], [0, 1]]))
-        assert same(self.output, rows).tolist() == [10.0, 14.0]
-        assert apart(self.output, rows).tolist() == [10.0, 13.0]
-        assert apart(self.output[1:], rows[1:]).tolist() == [13.0]
-        assert Negative(apart)(self.output, rows).tolist() == [-10.0, -13.0]
-        assert UnitAt(torch.tensor([2, 0]), torch.zeros((2, 0), dtype=torch.long))(
-            self.output[..., 0, 0], rows
-        ).tolist() == [8.0, 12.0]
-
+class TestMiddle:
     def test_centre(self):
         assert centre((7, 4)) == (3, 2)
         assert centre(()) == ()
@@ -274,11 +261,12 @@ def test_the_loop_yields_every_step_and_subtracts_penalties():
     network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False)).requires_grad_(False)
     network[0].weight.fill_(1.0)
     model = Model(network, InputContract("image", (1, 6, 6)))
-    stage = Stage(network, Layer("0", "Conv2d", (1, 6, 6), "NCHW", 1), Optics.of(model))
-    objective = UnitAt(torch.tensor([0]), torch.tensor([[3, 3]]))
+    stage = Stage(network, {"0": Layer("0", "Conv2d", (1, 6, 6), "NCHW", 1)}, Optics.of(model))
+    objective = Neuron("0", 0, (3, 3))
 
     def last(weight):
-        recipe = Recipe(Pixels(0.0), Chain(()), (Distance(weight, torch.full((1, 1, 1), 0.5)),), Cosine(0.2, 80), 80)
+        penalty = Distance(weight, torch.full((1, 1, 1), 0.5))
+        recipe = Recipe(Pixels(0.0), (Phase(80, Adam(Cosine(0.2, 80)), penalties=(penalty,)),), scaled=True)
         snapshots = list(optimize(stage, recipe, objective, (6, 6), streams(1), 0))
         assert [s.step for s in snapshots] == list(range(81))
         assert bool(snapshots[-1].reached.all())

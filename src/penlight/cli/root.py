@@ -15,6 +15,7 @@ _COMMANDS = {
     "demo": ("demo", "Build and show the atlas of a small network that ships inside."),
     "layers": ("layers", "Every readable layer: kind, shape, units, receptive field."),
     "visualize": ("visualize", "What would excite this unit most, or least?"),
+    "dream": ("dream", "More of whatever the network sees in a picture."),
     "survey": ("survey", "What in my data excites every unit?"),
     "atlas": ("atlas", "Ask all of it of every unit, and keep the answers."),
     "site": ("site", "Write an atlas as static HTML."),

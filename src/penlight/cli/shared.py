@@ -52,35 +52,46 @@ def result_options(function: F) -> F:
     return function
 
 
-def technique_options(verb: str, skip: Iterable[str] = ()) -> Callable[[F], F]:
-    """A flag for every option of every method of the verb, read from the methods themselves; plus --method."""
+def technique_options(verb: str, skip: Iterable[str] = (), only: str = "") -> Callable[[F], F]:
+    """A flag for every option of every method of the verb, or of the method `only`, read from the methods themselves."""
 
     def decorate(function: F) -> F:
         from penlight.techniques.contract import methods
         from penlight.techniques.options import table
 
-        rows: dict[str, dict[str, Any]] = {}
-        for name in methods[verb]:
+        rows: dict[str, dict[str, dict[str, Any]]] = {}  # option -> method -> its row
+        named = [only] if only else list(methods[verb])
+        for name in named:
             for row in table(methods[verb][name]):
-                rows.setdefault(row["name"], {**row, "of": []})["of"].append(name)
-        for row in reversed([row for name, row in rows.items() if name not in set(skip)]):
-            function = _flag(row, len(rows) > 1 and len(methods[verb]) > 1)(function)
+                rows.setdefault(row["name"], {})[name] = row
+        for option in reversed([name for name in rows if name not in set(skip)]):
+            function = _flag(rows[option], len(named))(function)
         return function
 
     return decorate
 
 
-def _flag(row: dict[str, Any], name_methods: bool) -> Callable[[F], F]:
-    flag = "--" + row["name"].replace("_", "-")
-    help = row["help"] + (f" ({', '.join(row['of'])})" if name_methods else "")
-    if row["type"] == "bool":
-        return click.option(flag, row["name"], is_flag=True, default=None, help=help)
-    kind = (
-        click.Choice(row["choices"])
-        if row["choices"]
-        else {"int": click.INT, "float": click.FLOAT}.get(row["type"], click.STRING)
-    )
-    return click.option(flag, row["name"], type=kind, default=None, help=f"{help} [default: {row['default']}]")
+def _flag(rows: dict[str, dict[str, Any]], of: int) -> Callable[[F], F]:
+    """One flag for the option of some of a verb's methods, `of` in all."""
+    first = next(iter(rows.values()))
+    flag = "--" + first["name"].replace("_", "-")
+    help = first["help"] if len(rows) == of else f"{first['help']} ({', '.join(rows)})"
+    kinds = {row["type"] for row in rows.values()}
+    if kinds == {"bool"}:
+        return click.option(flag, first["name"], is_flag=True, default=None, help=help)
+    choices = dict.fromkeys(choice for row in rows.values() for choice in row["choices"])
+    if choices and all(row["choices"] for row in rows.values()):
+        kind: Any = click.Choice(list(choices))
+    else:
+        kind = {"int": click.INT, "float": click.FLOAT}.get(kinds.pop() if len(kinds) == 1 else "", click.STRING)
+    return click.option(flag, first["name"], type=kind, default=None, help=f"{help} [default: {_defaults(rows)}]")
+
+
+def _defaults(rows: dict[str, dict[str, Any]]) -> str:
+    """'256', or where methods differ '256; lucid 512'."""
+    defaults = {name: str(row["default"]) for name, row in rows.items()}
+    usual = next(iter(defaults.values()))
+    return "; ".join([usual, *(f"{name} {value}" for name, value in defaults.items() if value != usual)])
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

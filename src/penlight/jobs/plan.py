@@ -37,11 +37,17 @@ def plan_atlas(model: Model, data: Data | None, asked: AtlasOptions) -> list[Tas
     """All tasks in the order they are to be run: a task comes after those it needs."""
     layers = chosen_layers(model, asked.layers)
     tasks: list[Task] = []
+    read: dict[str, Any] = {}  # what a synthesis that learns from data is handed
+    technique = methods["visualize"][asked.method]
     if data is not None:
         tasks += _surveys(model, data, layers, asked)
+        if technique.reads_data:
+            read["data"] = data.fingerprint()
+        if technique.reads_survey:
+            read["needs"] = ([task.key for task in tasks if task.verb == "survey"][-1],)
     tasks += _filters(model, asked)
     for layer in _classes_first(model, layers):
-        tasks += _syntheses(model, layer, asked)
+        tasks += _syntheses(model, layer, asked, read)
     return tasks
 
 
@@ -97,7 +103,7 @@ def _filters(model: Model, asked: AtlasOptions) -> Iterator[Task]:
         yield _task(model, "survey", "filters", asked.seed, {}, layers=(first,))
 
 
-def _syntheses(model: Model, layer: str, asked: AtlasOptions) -> Iterator[Task]:
+def _syntheses(model: Model, layer: str, asked: AtlasOptions, read: Mapping[str, Any]) -> Iterator[Task]:
     technique = methods["visualize"][asked.method]
     taken = {"seeds", "minimize"} & set(asked.options)
     if taken:
@@ -106,6 +112,5 @@ def _syntheses(model: Model, layer: str, asked: AtlasOptions) -> Iterator[Task]:
     for start in range(0, len(units), _CHUNK):
         for minimize in (False, True):
             options = {**asked.options, "seeds": asked.seeds, "minimize": minimize}
-            yield _task(
-                model, "visualize", technique.name, asked.seed, options, units=tuple(units[start : start + _CHUNK])
-            )
+            some = tuple(units[start : start + _CHUNK])
+            yield _task(model, "visualize", technique.name, asked.seed, options, units=some, **read)

@@ -42,12 +42,14 @@ class Model:
         reference: str = "",
         figures: Mapping[str, Any] | None = None,
         data: str | None = None,
+        generator: str | None = None,
     ) -> None:
         self.network, self.contract = unwrap(network), contract
         self.labels = None if labels is None else tuple(map(str, labels))
         self.reference = reference or type(self.network).__name__
         self.figures = dict(figures or {})
         self.data = data  # path of the data that came with a specimen
+        self.generator = generator  # reference of the network that came with it and makes its inputs from codes
         if self.labels is not None and self.class_layer and len(self.labels) != self._anatomy.output_shape[-1]:
             raise BadReference(
                 f"{self.reference} has {self._anatomy.output_shape[-1]} outputs and {len(self.labels)} labels; give one label an output"

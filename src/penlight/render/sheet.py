@@ -12,23 +12,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 from penlight.results import Example, Picture, SurveyResult, VisualizeResult
 from penlight.results.base import displayable
-from penlight.results.visualize import file_name
+from penlight.results.visualize import FRAGILE, NEVER_FIRED, NO_GRADIENT, ONCE, file_name
 
 PAPER, INK, FAINT, AMBER = (251, 248, 241), (38, 33, 26), (116, 106, 92), (154, 88, 6)
 GAP, EDGE, TEXT = 6, 16, 13
-NO_GRADIENT = "no gradient"
+_LEAST = 44  # pixels a cell is wide
+_WARNINGS = {NO_GRADIENT, FRAGILE, NEVER_FIRED}
 
 
 @dataclass(frozen=True)
 class _Cell:
-    image: Image.Image | None  # None: nothing to show, and `note` says why
-    note: str
+    image: Image.Image | None  # None: nothing to show
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True)
 class _Row:
     label: str
     cells: Sequence[_Cell]
+    notes: Sequence[str] = ()  # beside the label
 
 
 def sheet(result: VisualizeResult, columns: int | None = None, scale: int | None = None) -> Picture:
@@ -37,13 +39,15 @@ def sheet(result: VisualizeResult, columns: int | None = None, scale: int | None
     >>> sheet(result).png()                        # doctest: +SKIP
 
     `columns` is the number of units beside each other (as many as make the sheet about square), `scale` the size of one
-    pixel (small pictures are enlarged to about 96 pixels). A picture that no gradient reached is hatched out.
+    pixel (small pictures are enlarged to about 96 pixels). Under each picture stand the activation and, where they are known, where
+    it lies among real inputs, how many starts show the same, and what is wrong with it; beside the address how alike the starts are
+    to the network. A picture that no gradient reached is hatched out.
     """
     count, seeds, height, width = result.images.shape[:4]
     scale = scale or max(1, round(96 / max(height, width)))
     rows = [_portrait_row(result, u, scale) for u in range(count)]
     wide = seeds * (width * scale * _montage(result.images.shape[4]) + GAP)
-    tall = height * scale + 3 * TEXT
+    tall = height * scale + (2 + _lines(rows)) * TEXT
     columns = columns or min(count, max(1, round(math.sqrt(count * tall / wide))))
     word = "Least preferred" if result.minimize else "Preferred"
     shown = result.units[0] if count == 1 else f"{count} units"
@@ -81,32 +85,61 @@ def _portrait_row(result: VisualizeResult, u: int, scale: int) -> _Row:
     label = result.units[u] + (f"  {result.labels[u]}" if result.labels[u] else "")
     cells = []
     for s in range(result.images.shape[1]):
-        image = _enlarged(result.images[u, s], scale)
-        if result.zero_gradient[u, s]:
-            cells.append(_Cell(_hatched(image.size), NO_GRADIENT))
-        else:
-            cells.append(_Cell(image, f"{result.activations[u, s]:.3g}"))
-    return _Row(label, cells)
+        image = enlarged(result.images[u, s], scale)
+        dark = result.zero_gradient[u, s]
+        cells.append(_Cell(hatched(image.size) if dark else image, _evidence(result, u, s)))
+    stability = float(result.stability[u])
+    notes = [f"stability {stability:.2f}"] if math.isfinite(stability) else []
+    return _Row(label, cells, [*notes, *([NEVER_FIRED] if result.never_fired[u] else [])])
+
+
+def _evidence(result: VisualizeResult, u: int, s: int) -> list[str]:
+    """What stands under one picture, a line each."""
+    flags, starts = result.flags(u, s), result.images.shape[1]
+    if NO_GRADIENT in flags:
+        return [NO_GRADIENT]
+    lines = [f"{result.activations[u, s]:.3g}"]
+    real = against_real(float(result.percentile[u, s]), float(result.ratio[u, s]), result.minimize)
+    lines += [real] if real else []
+    if starts > 1 and result.recurrence[u, s]:
+        lines.append(f"{result.recurrence[u, s]} of {starts} starts")
+    return [*lines, *(flag for flag in flags if flag not in (ONCE, NEVER_FIRED))]
+
+
+def against_real(percentile: float, ratio: float, minimize: bool = False) -> str | None:
+    """Where a picture lies among the real inputs, in a few words; None where that is not known.
+
+    >>> against_real(0.9996, 0.8), against_real(1.0, 1.42)
+    ('above 99.9 %', '1.4x best real')
+    """
+    if math.isfinite(ratio) and ratio >= 1:
+        times = f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
+        return f"{times}x {'least' if minimize else 'best'} real"
+    if not math.isfinite(percentile):
+        return None
+    return f"{'below' if minimize else 'above'} {math.floor(1000 * percentile) / 10:g} %"
 
 
 def _crop(example: Example, inputs: Mapping[int, NDArray[np.uint8]], scale: int) -> _Cell:
-    note = f"{example.activation:.3g}"
+    notes = [f"{example.activation:.3g}"]
     if example.index not in inputs:
-        return _Cell(None, note)
+        return _Cell(None, notes)
     pixels = inputs[example.index]
     top, left, bottom, right = example.box or (0, 0, *pixels.shape[:2])
     seen = pixels[max(top, 0) : bottom, max(left, 0) : right]
-    return _Cell(_enlarged(seen, scale) if seen.size else None, note)
+    return _Cell(enlarged(seen, scale) if seen.size else None, notes)
 
 
-def _enlarged(pixels: NDArray[np.uint8], scale: int) -> Image.Image:
+def enlarged(pixels: NDArray[np.uint8], scale: int) -> Image.Image:
+    """(H, W, C) uint8 as a colour image, a pixel `scale` × `scale` large."""
     shown = displayable(pixels)
     shown = shown[..., 0] if shown.ndim == 3 and shown.shape[2] == 1 else shown
     image = Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def _hatched(size: tuple[int, int]) -> Image.Image:
+def hatched(size: tuple[int, int]) -> Image.Image:
+    """What stands in place of a picture there is none of."""
     image = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(image)
     for x in range(-size[1], size[0], 8):
@@ -115,26 +148,40 @@ def _hatched(size: tuple[int, int]) -> Image.Image:
     return image
 
 
+def _lines(rows: Sequence[_Row]) -> int:
+    """Lines of text under a picture, at most."""
+    return max((len(cell.notes) for row in rows for cell in row.cells), default=1)
+
+
 def _draw(rows: Sequence[_Row], columns: int) -> NDArray[np.uint8]:
     font, small = ImageFont.load_default(TEXT), ImageFont.load_default(TEXT - 2)
-    images = [cell.image for row in rows for cell in row.cells if cell.image]
-    wide = max([max(image.width for image in images), 44] if images else [64])
+    cells = [cell for row in rows for cell in row.cells]
+    images = [cell.image for cell in cells if cell.image]
+    longest = max((math.ceil(small.getlength(note)) for cell in cells for note in cell.notes), default=0)
+    wide = max([max(image.width for image in images), _LEAST, longest] if images else [64, longest])
     tall = max((image.height for image in images), default=16)
     most = max((len(row.cells) for row in rows), default=1)
-    label = max((font.getlength(row.label) for row in rows), default=0)
+    label = max((font.getlength(_title(row)) for row in rows), default=0)
     block_w = max(most * (wide + GAP), math.ceil(label)) + EDGE
-    block_h = TEXT + 6 + tall + TEXT + 4 + EDGE
+    block_h = TEXT + 6 + tall + _lines(rows) * TEXT + 4 + EDGE
     down = max(1, math.ceil(len(rows) / columns))
     canvas = Image.new("RGB", (min(columns, max(len(rows), 1)) * block_w + EDGE, down * block_h + EDGE), PAPER)
     draw = ImageDraw.Draw(canvas)
     for n, row in enumerate(rows):
         x, y = EDGE + (n % columns) * block_w, EDGE + (n // columns) * block_h
         draw.text((x, y), row.label, font=font, fill=INK)
+        after = x + font.getlength(row.label)
+        for note in row.notes:
+            draw.text((after + GAP, y + 2), note, font=small, fill=AMBER if note in _WARNINGS else FAINT)
+            after += GAP + small.getlength(note)
         for c, cell in enumerate(row.cells):
             left, top = x + c * (wide + GAP), y + TEXT + 6
-            if cell.image:
-                canvas.paste(cell.image, (left, top))
-            else:
-                canvas.paste(_hatched((wide, tall)), (left, top))
-            draw.text((left, top + tall + 2), cell.note, font=small, fill=AMBER if cell.note == NO_GRADIENT else FAINT)
+            canvas.paste(cell.image or hatched((wide, tall)), (left, top))
+            for line, note in enumerate(cell.notes):
+                fill = AMBER if note in _WARNINGS or note.startswith("1 of ") else FAINT
+                draw.text((left, top + tall + 2 + line * TEXT), note, font=small, fill=fill)
     return np.asarray(canvas)
+
+
+def _title(row: _Row) -> str:
+    return "  ".join([row.label, *row.notes])

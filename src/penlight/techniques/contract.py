@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
 
 from penlight.inputs import Data
 from penlight.models import Model
@@ -18,7 +20,11 @@ Progress = Callable[[int, int], None]  # (done, of)
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked: of which model, which units or layers, on which data, from which seed; `earlier` holds results a plan hands over."""
+    """What is asked: of which model, which units or layers, on which data, from which seed.
+
+    `targets` are expressions of units, for the methods that take them; `earlier` holds results a plan hands over; `frames` is how many
+    pictures of the way are to be kept; `pictures` are arrays (H, W, C) uint8 that stand for options naming a picture file.
+    """
 
     model: Model
     units: Sequence[Unit] = ()
@@ -26,6 +32,9 @@ class Request:
     data: Data | None = None
     seed: int = 0
     earlier: Sequence[Result] = ()
+    targets: Sequence[Any] = ()
+    frames: int = 0
+    pictures: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     progress: Progress = field(default=lambda done, of: None)
 
 
@@ -36,6 +45,8 @@ class Technique(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     version: ClassVar[int] = 1  # raised when the same options give another answer
+    reads_data: ClassVar[bool] = False  # runs on `Request.data`
+    reads_survey: ClassVar[bool] = False  # takes a survey of the data from `Request.earlier`
 
     @abstractmethod
     def run(self, request: Request) -> Result:

@@ -68,6 +68,10 @@ class Start:
     activation: float
     before: float  # what the unit answered to the random start
     reached: bool  # whether a gradient reached the picture
+    jittered: float | None = None  # what it answers, on the average, to the picture moved a little
+    outdone: float | None = None  # share of the real inputs that the picture outdoes
+    shared: int = 0  # starts that show the same pattern, itself included; 0 if unknown
+    flags: tuple[str, ...] = ()  # what a reader must know
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Portrait:
     best: int | None  # the start that excites it most (least, for a SadMap); None: no gradient reached any
     label: str | None
     provenance: Provenance
+    stability: float | None = None  # how alike the starts' pictures are to the network, -1 to 1; None for one start
+    eye_stability: float | None = None  # and to the eye
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,8 @@ def _add(book: Book, atlas: Atlas, key: str, album: Album, names: Mapping[str, s
 def _add_portraits(
     book: Book, result: VisualizeResult, atlas: Atlas, key: str, album: Album, names: Mapping[str, str]
 ) -> None:
+    if book.survey is not None:  # the plan asks for it first
+        result = result.with_survey(book.survey)
     way = "sad" if result.minimize else "happy"
     pictures = iter(result.pictures())
     size = shown_size(result.images)
@@ -207,6 +215,10 @@ def _add_portraits(
                 float(result.activations[u, s]),
                 float(result.starts[u, s]),
                 not result.zero_gradient[u, s],
+                _known(result.jittered[u, s]),
+                _known(result.percentile[u, s]),
+                int(result.recurrence[u, s]),
+                result.flags(u, s),
             )
             for s, picture in enumerate(own)
         )
@@ -216,7 +228,12 @@ def _add_portraits(
         thumb = ""
         if best is not None:
             thumb = album.thumbnail(names[path], f"{stem}-small", result.images[u, best], starts[best].file)
-        known.append(Portrait(starts, size, thumb, best, result.labels[u], result.provenance))
+        alike = (_known(result.stability[u]), _known(result.eye_stability[u]))
+        known.append(Portrait(starts, size, thumb, best, result.labels[u], result.provenance, *alike))
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _add_inputs(book: Book, result: PredictionsResult, atlas: Atlas, key: str, album: Album) -> None:

@@ -33,13 +33,17 @@ class Order:
 
 @dataclass(frozen=True)
 class Opened:
-    """What a source found. `contract` is None where it does not know what the network takes."""
+    """What a source found. `contract` is None where it does not know what the network takes.
+
+    `data` and `generator`: a path of data and the reference of a generator of its inputs, where the network comes with them.
+    """
 
     network: nn.Module
     contract: InputContract | None = None
     labels: Sequence[str] | None = None
     figures: Mapping[str, Any] | None = None
     data: str | None = None
+    generator: str | None = None
 
 
 Source = Callable[[Order], Opened]
@@ -68,9 +72,8 @@ def load_model(
         opened = open_reference(text, options or {}, weights, trust)
     contract = _contract(opened, example, mean, std, text)
     _check_device(device)
-    model = Model(
-        opened.network, contract, labels if labels is not None else opened.labels, text, opened.figures, opened.data
-    )
+    names = labels if labels is not None else opened.labels
+    model = Model(opened.network, contract, names, text, opened.figures, opened.data, opened.generator)
     return model if device is None else model.to(pick_device(device))
 
 

@@ -9,6 +9,7 @@ from penlight.models.sources.card import open_card
 
 
 def open_specimen(order: Order) -> Opened:
-    """The specimen's card and the path of its data."""
+    """The specimen's card, the path of its data, and the reference of its generator if it has one."""
     specimen = specimens[order.name]
-    return replace(open_card(specimen.CARD, order.options, trust=True), data=str(specimen.DATA))
+    generator = f"module:{specimen.__name__}.generator:open_generator" if hasattr(specimen, "GENERATOR") else None
+    return replace(open_card(specimen.CARD, order.options, trust=True), data=str(specimen.DATA), generator=generator)

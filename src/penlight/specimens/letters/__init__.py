@@ -1,7 +1,9 @@
 """The specimen `letters`: a five-layer network that tells the glyphs A to J apart, and a sample to try it on.
 
 Nothing heavy is imported here. The network is `penlight.specimens.letters.network.Letters`; the
-script that made the weights and the sample is `python -m penlight.specimens.letters.train`.
+script that made the weights and the sample is `python -m penlight.specimens.letters.train`. The generator,
+which draws glyphs from codes, is `penlight.specimens.letters.generator.open_generator`; its weights came
+from `python -m penlight.specimens.letters.train_generator`.
 """
 
 from __future__ import annotations
@@ -15,4 +17,7 @@ families int (N,) indexing family_names."""
 CARD = Path(__file__).with_name("letters.toml")
 """The machine-readable card: where the network and its weights are, how its input is made, its figures."""
 
-__all__ = ["CARD", "DATA"]
+GENERATOR = Path(__file__).with_name("generator.safetensors")
+"""Half-precision weights of the generator, which draws glyphs from codes (N, 1152) of the network's deepest features."""
+
+__all__ = ["CARD", "DATA", "GENERATOR"]

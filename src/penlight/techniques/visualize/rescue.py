@@ -6,10 +6,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 Node = Any  # torch.autograd.graph.Node: its saved values are attributes of the concrete class
 _INFINITE = math.inf
@@ -32,7 +36,7 @@ _GATES: dict[str, Callable[[Node], tuple[Tensor, float, float]]] = {
 }
 # operations that only move values, or average or select them: a ReLU behind these is the one whose result is being read
 _CARRIERS = re.compile(
-    r"(Cat|Stack|View|UnsafeView|Reshape|ReshapeAlias|Alias|Permute|Transpose|T|Slice|Select|Squeeze|Unsqueeze|Expand|Clone|ToCopy"
+    r"(Cat|Stack|AsStrided|View|UnsafeView|Reshape|ReshapeAlias|Alias|Permute|Transpose|T|Slice|Select|Squeeze|Unsqueeze|Expand|Clone|ToCopy"
     r"|Split|UnsafeSplit|SplitWithSizes|Unbind|MaxPool\dDWithIndices|AvgPool\dD|AdaptiveAvgPool\dD|MkldnnAdaptiveAvgPool2D|Mean|Flatten)\Z"
 )
 
@@ -89,3 +93,64 @@ def _redirect(node: Node, values: Tensor, low: float, high: float) -> None:
         return (torch.where(stuck, helpful, through), *given[1:])
 
     node.register_hook(pass_on)
+
+
+@dataclass(frozen=True)
+class Leaky:
+    """ReLUs that let a little through where they are closed: in the "forward" pass, or in the "backward" pass alone."""
+
+    slope: float
+    where: str = "forward"
+
+
+def leak(output: Tensor, slope: float) -> None:
+    """Every closed ReLU below `output` hands `slope` of its gradient on; the forward pass stays the network's own."""
+    for node in _walk(output.grad_fn, lambda name: True):
+        read = _GATES.get(_operation(node))
+        if read is not None:
+            _leak(node, slope, *read(node))
+
+
+def _leak(node: Node, slope: float, values: Tensor, low: float, high: float) -> None:
+    closed = (values.detach() <= low) | (values.detach() >= high)
+
+    def pass_on(given: tuple[Tensor | None, ...], asked: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        return given if given[0] is None else (torch.where(closed, slope * asked[0], given[0]), *given[1:])
+
+    node.register_hook(pass_on)
+
+
+@contextmanager
+def leaking(leaky: Leaky | None) -> Iterator[None]:
+    """While this lasts, a "forward" leak makes every ReLU and ReLU6 of the networks that run a leaky one."""
+    if leaky is None or leaky.where != "forward":
+        yield
+        return
+    with _LeakyForward(leaky.slope):
+        yield
+
+
+_IN_PLACE = (torch.relu_, Tensor.relu_)
+_RELUS = (torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu, F.relu6)
+
+
+class _LeakyForward(TorchFunctionMode):
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        values = args[0] if args else kwargs.get("input")
+        six = func is F.relu6 or (func is F.hardtanh and tuple(map(float, args[1:3])) == (0.0, 6.0))
+        if func not in _RELUS and not six:
+            return func(*args, **kwargs)
+        place = 3 if func is F.hardtanh else 1
+        in_place = func in _IN_PLACE or kwargs.get("inplace", len(args) > place and args[place])
+        given = values.clone() if in_place else values  # the backward pass needs what went in
+        leaked = _leaky_six(given, self.slope) if six else F.leaky_relu(given, self.slope)
+        return values.copy_(leaked) if in_place else leaked
+
+
+def _leaky_six(values: Tensor, slope: float) -> Tensor:
+    return torch.where(values > 6, 6 + slope * (values - 6), F.leaky_relu(values, slope))

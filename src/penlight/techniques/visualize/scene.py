@@ -13,11 +13,12 @@ from penlight.errors import BadOption, CannotRun
 from penlight.inputs import InputContract
 from penlight.models import Layer, Model, Probe
 from penlight.techniques.visualize.objectives import centre
+from penlight.techniques.visualize.parameterization import resized
 from penlight.techniques.visualize.rescue import open_last
 from penlight.techniques.visualize.schedule import stream
 
 LARGE = 96  # pixels: from this side on, a network is looked at through windows
-_PICTURE, _VIEW = 160 / 224, 128 / 224  # of the network's own side; measured, see docs/visualize.md
+_PICTURE, _VIEW = 224 / 224, 192 / 224  # of the network's own side; measured, see docs/visualize.md
 _GRID = 32  # the stride of most networks' last layers
 _SAMPLES = 4
 _FAILS = (CannotRun, RuntimeError, ValueError, IndexError, TypeError, AssertionError)
@@ -72,7 +73,8 @@ def as_picture(shape: Sequence[int]) -> tuple[int, int, int]:
 class Scene:
     """How the units of one layer are looked at.
 
-    kind        "field": the receptive field of one position; "window": windows of a larger picture; "whole": the input as it is
+    kind        "field": the receptive field of one position; "window": windows of a larger picture; "whole": the input as it is;
+                "canvas": a picture of any size, which is measured as an input of the view's size
     picture     (H, W) of what is kept; `margin` pixels more on every side are optimised and moved about
     view        (H, W) the network sees at a time
     middle      of the map the network makes of the view: the position that answers
@@ -89,10 +91,30 @@ class Scene:
     stride: Size = (1, 1)
     linear: bool = False
 
+    def shown(self, pictures: Tensor) -> Tensor:
+        """Pictures as kept, (N, C, H, W), at the size the network is shown them whole."""
+        return resized(pictures, self.view) if self.kind == "canvas" else pictures
 
-def plan(model: Model, network: nn.Module, optics: Optics, layer: Layer, size: int, placed: bool) -> Scene:
-    """Choose a scene for a layer; `placed` where units name their own positions, `size` > 0 is the shorter side the user wants."""
-    scene = _choose(model, network, optics, layer, size, placed)
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of a scene.
+
+    size      > 0: the shorter side the user wants
+    placed    the network's own input, where units name positions of their own
+    whole     more than what one position sees
+    windows   large pictures are looked at through windows
+    """
+
+    size: int = 0
+    placed: bool = False
+    whole: bool = False
+    windows: bool = True
+
+
+def plan(model: Model, network: nn.Module, optics: Optics, layer: Layer, wish: Wish) -> Scene:
+    """Choose a scene for a layer."""
+    scene = _choose(model, network, optics, layer, wish)
     if scene.kind != "window" and linear(scene, network, optics):
         return replace(scene, linear=True, margin=0)
     return scene
@@ -122,31 +144,31 @@ def linear(scene: Scene, network: nn.Module, optics: Optics) -> bool:
     return bool((gradient - gradient[0]).abs().max() <= 1e-4 * gradient.abs().max())
 
 
-def _choose(model: Model, network: nn.Module, optics: Optics, layer: Layer, size: int, placed: bool) -> Scene:
-    native = optics.shape[1:]
+def _choose(model: Model, network: nn.Module, optics: Optics, layer: Layer, wish: Wish) -> Scene:
+    native, size = optics.shape[1:], wish.size
     if model.contract.kind != "image":
         if size:
             raise BadOption(
                 f"option size fits pictures; {model.reference} takes arrays of {list(model.contract.shape)}: leave it out"
             )
         return Scene(layer, "whole", native, native, centre(layer.positions))
-    if placed:
+    if wish.placed:
         if size:
             raise BadOption(
                 "option size does not go with single positions, which lie in the network's own input; leave it out"
             )
         return Scene(layer, "whole", native, native, centre(layer.positions))
-    whole = _whole(network, optics, layer, size)
-    field = _field(model, network, optics, layer)
+    whole = _whole(network, optics, layer, size, wish.windows)
+    field = None if wish.whole else _field(model, network, optics, layer)
     smaller = field is not None and all(f <= v for f, v in zip(field.picture, whole.view, strict=True))
     if field is None or not smaller or (size and min(field.picture) > size):
         return whole
     return field if not size else framed(field, whole.picture, network, optics)
 
 
-def _whole(network: nn.Module, optics: Optics, layer: Layer, size: int) -> Scene:
+def _whole(network: nn.Module, optics: Optics, layer: Layer, size: int, windows: bool) -> Scene:
     native = optics.shape[1:]
-    large = min(native) >= LARGE
+    large = windows and min(native) >= LARGE
     picture = _scaled(native, size or round(min(native) * (_PICTURE if large else 1)))
     view = _view(picture) if large else picture
     seen = _both(network, optics, layer, picture, view)

@@ -33,6 +33,18 @@ class Constant:
         return self.rate
 
 
+@dataclass(frozen=True)
+class Linear:
+    """From `start` at the first step to `end`, which step `steps` would have: start + (end − start) · step / steps."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        return self.start + (self.end - self.start) * step / self.steps
+
+
 def stream(*names: object) -> torch.Generator:
     """A random stream of its own for these names: the same names give the same numbers, whatever else was drawn.
 

@@ -1,0 +1,128 @@
+"""Make the gallery of docs/gallery.md: every method side by side, on the specimen and on networks of yours.
+
+    python docs/make_gallery.py letters
+    python docs/make_gallery.py layers CARD.toml LAYER LAYER LAYER [--units 16]
+    python docs/make_gallery.py classes CARD.toml 'tabby' 'school bus' … [--methods lucid,penlight]
+
+The first needs nothing but the package; the others take any model card of a picture network (docs/models.md says how to write one for
+torchvision's or timm's). Every run writes one JPEG or PNG to docs/pictures/gallery and prints its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+import penlight
+from penlight.errors import PenlightError
+from penlight.techniques.contract import methods
+
+OUT = Path(__file__).parent / "pictures" / "gallery"
+SIDE, GAP, LEFT, TOP = 72, 4, 110, 22
+FIRST = (
+    "erhan",
+    "simonyan",
+    "yosinski",
+    "oygard",
+    "keras-vis",
+    "deepdream",
+    "lucid",
+    "maco",
+    "mean-image",
+    "generator",
+)
+CHEAPER: dict[str, dict[str, Any]] = {
+    "maco": {"crops": 8, "size": 160}
+}  # what is not run as published, for the gallery's cost
+
+
+def names(asked: str) -> list[str]:
+    """The methods, the classic ones in order of time, others, and the default last."""
+    if asked:
+        return asked.split(",")
+    others = [name for name in methods["visualize"] if name not in (*FIRST, "penlight")]
+    return [name for name in (*FIRST, *others, "penlight") if name in methods["visualize"]]
+
+
+def grid(rows: Sequence[tuple[str, Sequence[Any] | str]], heads: Sequence[str], side: int) -> Image.Image:
+    """Rows of pictures (H, W, C), or of words where a method declined, under the columns' heads."""
+    font = ImageFont.load_default(13)
+    width, height = LEFT + len(heads) * (side + GAP), TOP + len(rows) * (side + GAP)
+    canvas = Image.new("RGB", (width, height), "#faf8f2")
+    draw = ImageDraw.Draw(canvas)
+    for n, head in enumerate(heads):
+        draw.text((LEFT + n * (side + GAP), 3), head[: max(3, side // 7)], font=font, fill="#3d372d")
+    for r, (name, pictures) in enumerate(rows):
+        top = TOP + r * (side + GAP)
+        draw.text((4, top + side // 2 - 8), name, font=font, fill="#3d372d")
+        if isinstance(pictures, str):
+            draw.text((LEFT, top + side // 2 - 8), pictures[: (width - LEFT) // 7], font=font, fill="#8a4f00")
+            continue
+        for n, picture in enumerate(pictures):
+            image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
+            how = Image.Resampling.NEAREST if max(picture.shape[:2]) < side else Image.Resampling.LANCZOS
+            canvas.paste(image.resize((side, side), how), (LEFT + n * (side + GAP), top))
+    return canvas
+
+
+def one(model: Any, units: Sequence[str], method: str, **options: Any) -> list[Any] | str:
+    """A picture a unit, or why there is none."""
+    try:
+        found = penlight.visualize(model, list(units), method=method, **{**CHEAPER.get(method, {}), **options})
+    except PenlightError as error:
+        return str(error)
+    return [found.images[u, 0] for u in range(len(units))]
+
+
+def letters(given: argparse.Namespace) -> None:
+    """All classes of `letters`, a row a method."""
+    model = penlight.load("letters")
+    units = [f"class:{label}" for label in model.labels or ()]
+    extra = {"maco": {"crops": 32, "size": 0}, "mean-image": {"facets": 1}}
+    rows = [(name, one(model, units, name, **extra.get(name, {}))) for name in names(given.methods)]
+    save(grid(rows, list(model.labels or ()), SIDE), "letters.png")
+
+
+def layers(given: argparse.Namespace) -> None:
+    """The first units of some layers by the default method."""
+    model = penlight.load(given.card)
+    for layer in given.names:
+        units = [f"{layer}:{n}" for n in range(min(given.units, model.layer(layer).units))]
+        found = penlight.visualize(model, units)
+        half = (len(units) + 1) // 2
+        rows = [(layer, found.images[:half, 0]), ("", found.images[half:, 0])]
+        save(grid(rows, [str(n) for n in range(half)], 112), f"{Path(given.card).stem}-{layer}.jpg")
+
+
+def classes(given: argparse.Namespace) -> None:
+    """Some classes, a row a method."""
+    model = penlight.load(given.card)
+    rows = [(name, one(model, [f"class:{label}" for label in given.names], name)) for name in names(given.methods)]
+    save(grid(rows, given.names, 112), f"{Path(given.card).stem}-classes.jpg")
+
+
+def save(image: Image.Image, name: str) -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    image.save(OUT / name, quality=86)
+    print(OUT / name, np.asarray(image).shape)
+
+
+def main() -> None:
+    """Write one part of the gallery."""
+    parser = argparse.ArgumentParser(description="Make a part of the gallery.")
+    parser.add_argument("part", choices=["letters", "layers", "classes"])
+    parser.add_argument("card", nargs="?", default="letters")
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--units", type=int, default=16)
+    parser.add_argument("--methods", default="")
+    given = parser.parse_args()
+    {"letters": letters, "layers": layers, "classes": classes}[given.part](given)
+
+
+if __name__ == "__main__":
+    main()

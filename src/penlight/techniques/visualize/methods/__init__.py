@@ -1,0 +1,1 @@
+"""The named methods: each a choice of parts, nothing more."""
