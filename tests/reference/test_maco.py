@@ -15,7 +15,7 @@ from penlight.techniques.visualize.methods.maco import COLOUR, NATURAL, Maco, na
 from penlight.techniques.visualize.objectives import MapOf
 from penlight.techniques.visualize.parameterization import FixedMagnitude
 from penlight.techniques.visualize.scene import Optics
-from penlight.techniques.visualize.schedule import stream
+from penlight.techniques.visualize.schedule import Constant, stream
 from penlight.techniques.visualize.transforms import Box, Uniform
 
 RECORRELATE = np.array(
@@ -196,6 +196,6 @@ def test_transparency_adds_up_gradients():
     network[1].weight.copy_(weights.reshape(1, 72))
     model = penlight.load(network, example=torch.zeros(1, 2, 6, 6))
     stage = Stage(network, {"1": model.layer("1")}, Optics.of(model))
-    recipe = Recipe(FixedMagnitude(torch.ones(2, 6, 4)), (Phase(3, Steepest()),))
+    recipe = Recipe(FixedMagnitude(torch.ones(2, 6, 4)), (Phase(3, Steepest(Constant(1.0))),))
     *_, last = optimize(stage, recipe, MapOf("1", torch.tensor([0, 0])), (6, 6), [stream(0), stream(1)], 0)
     np.testing.assert_allclose(last.canvas.transparency, (3 * weights.abs().sum(0)).expand(2, -1, -1), rtol=1e-5)

@@ -103,7 +103,7 @@ def test_reconstructions_read_as_their_glyphs(generator: Generator, net: Letters
 
 def test_ascent_draws_every_class(generator: Generator, net: Letters) -> None:
     classes = torch.arange(10)
-    pictures, code = train_generator.ascend(generator, net, classes, rate=0.5, seed=3)
+    pictures, code = train_generator.ascend(generator, net, classes, rate=0.5, seed=3, steps=60)
     with torch.no_grad():
         said = net(train_generator.normalised(pictures)).argmax(1)
     assert float((said == classes).float().mean()) >= 0.95

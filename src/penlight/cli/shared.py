@@ -78,6 +78,9 @@ def _flag(rows: dict[str, dict[str, Any]], of: int) -> Callable[[F], F]:
     help = first["help"] if len(rows) == of else f"{first['help']} ({', '.join(rows)})"
     kinds = {row["type"] for row in rows.values()}
     if kinds == {"bool"}:
+        if any(row["default"] for row in rows.values()):
+            both = f"{flag}/--no-{flag.removeprefix('--')}"
+            return click.option(both, first["name"], default=None, help=f"{help} [default: {_defaults(rows)}]")
         return click.option(flag, first["name"], is_flag=True, default=None, help=help)
     choices = dict.fromkeys(choice for row in rows.values() for choice in row["choices"])
     if choices and all(row["choices"] for row in rows.values()):
@@ -89,7 +92,8 @@ def _flag(rows: dict[str, dict[str, Any]], of: int) -> Callable[[F], F]:
 
 def _defaults(rows: dict[str, dict[str, Any]]) -> str:
     """'256', or where methods differ '256; lucid 512'."""
-    defaults = {name: str(row["default"]) for name, row in rows.items()}
+    words = {True: "on", False: "off"}
+    defaults = {name: words.get(row["default"]) or str(row["default"]) for name, row in rows.items()}
     usual = next(iter(defaults.values()))
     return "; ".join([usual, *(f"{name} {value}" for name, value in defaults.items() if value != usual)])
 

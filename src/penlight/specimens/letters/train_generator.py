@@ -106,16 +106,15 @@ def reconstruction(generator: Generator, net: Letters, x: Tensor) -> tuple[Tenso
     low_own = shallow(net, normalised(own))
     high_own = deepest(net, low_own)
     said, said_own = net.fc(high.flatten(1)), net.fc(high_own.flatten(1))
-    squares = ((own, x, 1.0), (low_own, low, 0.2), (high_own, high, 8.0), (said_own, said, 0.3))
-    return torch.stack(
-        [w * (a.float() - b.float()).square().flatten(1).sum(1).mean() for a, b, w in squares]
-    ).sum(), drawn
+    squares = ((own, x, 1.0), (low_own, low, 0.2), (high_own, high, 8.0), (said_own, said, 0.6))
+    losses = [w * (a.float() - b.float()).square().flatten(1).sum(1).mean() for a, b, w in squares]
+    return torch.stack(losses).sum(), drawn
 
 
 def fit(capitals: Tensor, weight: Tensor, net: Letters, args: argparse.Namespace) -> Generator:
     """Train for `args.steps` batches; the generator with averaged weights."""
     generator, mean, critic = Generator(), Generator(), Critic()
-    set_range(generator, net, capitals, weight, min(30, args.steps))
+    set_range(generator, net, capitals, weight, min(30, 1 + args.steps // 100))
     mean.load_state_dict(generator.state_dict())
     half = train.has_fast_bf16(torch.device("cpu"))
     hand = torch.optim.AdamW(generator.parameters(), lr=args.rate, betas=(0.5, 0.99))
@@ -133,20 +132,26 @@ def fit(capitals: Tensor, weight: Tensor, net: Letters, args: argparse.Namespace
         nn.utils.clip_grad_norm_(generator.parameters(), 200.0)
         hand.step()
         schedule.step()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            told = F.softplus(-critic(x)).mean() + F.softplus(critic(drawn.detach())).mean()
-        eye.zero_grad(set_to_none=True)
-        torch.autograd.backward(told)
-        eye.step()
+        told = teach(critic, eye, x, drawn.detach(), half)
         with torch.no_grad():
             for old, new in zip(mean.parameters(), generator.parameters(), strict=True):
                 old.lerp_(new, 1 - min(0.998, (1 + step) / (10 + step)))
         if step % 250 == 0:
-            losses = f"loss {loss.item():.1f} critic {told.item():.2f}"
+            losses = f"loss {loss.item():.1f} critic {told:.2f}"
             print(f"step {step}/{args.steps} {losses} {time.monotonic() - start:.0f} s", flush=True)
             if args.watch is not None:
                 save_file(half_precision(mean), str(args.watch))
     return mean
+
+
+def teach(critic: Critic, eye: torch.optim.Optimizer, real: Tensor, drawn: Tensor, half: bool) -> float:
+    """One step of the critic on glyphs and drawings; its loss before the step, 1.39 where it only guesses."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = F.softplus(-critic(real)).mean() + F.softplus(critic(drawn)).mean()
+    eye.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    eye.step()
+    return float(loss)
 
 
 def half_precision(generator: Generator) -> dict[str, Tensor]:
@@ -154,15 +159,16 @@ def half_precision(generator: Generator) -> dict[str, Tensor]:
     return {name: value.half().contiguous() for name, value in generator.state_dict().items()}
 
 
-def ascend(generator: Generator, net: Letters, classes: Tensor, rate: float, seed: int) -> tuple[Tensor, Tensor]:
+def ascend(generator: Generator, net: Letters, classes: Tensor, rate: float, seed: int,
+           steps: int = ASCENT) -> tuple[Tensor, Tensor]:  # fmt: skip
     """DGN-AM with its published constants but the rate, as a check: last pictures and their codes.
 
     Each iteration steps the picture by rate / mean |gradient|, carries that change back through the
     generator, steps the code by rate / mean |gradient|, shrinks it by 1 % and clips it to the range.
     """
     code = torch.randn(len(classes), UNITS, generator=torch.Generator().manual_seed(seed))
-    for step in range(ASCENT):
-        now = rate + (1e-10 - rate) * step / ASCENT
+    for step in range(steps):
+        now = rate + (1e-10 - rate) * step / steps
         code.requires_grad_()
         picture = generator(code)
         seen = picture.detach().requires_grad_()

@@ -142,15 +142,15 @@ class Norm:
 
 def gaussian(values: Tensor, width: float) -> Tensor:
     """(N, C, H, W) blurred with a Gaussian of standard deviation `width` pixels, mirrored at the edges as SciPy does by default."""
-    radius = min(int(4 * width + 0.5), min(values.shape[2:]))
-    if width <= 0 or radius < 1:
+    if width <= 0:
         return values
-    at = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
-    kernel = torch.exp(-0.5 * (at / width) ** 2)
-    kernel = kernel / kernel.sum()
     channels = values.shape[1]
-    for shape, pad in (((1, 1, -1, 1), (0, 0, radius, radius)), ((1, 1, 1, -1), (radius, radius, 0, 0))):
-        weight = kernel.reshape(shape).expand(channels, 1, *kernel.reshape(shape).shape[2:])
+    for axis in (2, 3):
+        radius = min(int(4 * width + 0.5), values.shape[axis])
+        at = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
+        kernel = torch.exp(-0.5 * (at / width) ** 2)
+        shape, pad = ((-1, 1), (0, 0, radius, radius)) if axis == 2 else ((1, -1), (radius, radius, 0, 0))
+        weight = (kernel / kernel.sum()).reshape(1, 1, *shape).expand(channels, -1, -1, -1)
         values = F.conv2d(_mirror(values, pad), weight, groups=channels)
     return values
 

@@ -20,6 +20,7 @@ from penlight.techniques.visualize.transforms import Chain, Noise, Shift, Transf
 # has to do what windows do, and the neutral colour may pull less.
 _FIELD_L2, _WHOLE_L2, _CLOSE_TV, _CLOSE_NOISE, _ARRAY_NOISE, _CLOSE_TURN = 0.5, 0.1, 0.75, 7.5, 1.25, 0.7
 _START = 0.3  # standard deviation of the start before the sigmoid: faint, but enough for seeds to go different ways
+_LARGE, _SMALL = 320, 256  # steps
 _WIDEST = 1.1  # largest random window, as a share of the picture: all of it, with some ground around
 _LINEAR_L2 = 5.0  # a linear unit's picture is proportional to its weights where this keeps it off black and white
 
@@ -70,7 +71,8 @@ class Penlight(Synthesis):
         scene, optics = brief.scene, brief.optics
         image = optics.contract.kind == "image"
         transform = self._transform(scene, image)
-        phase = Phase(self.steps, Adam(Cosine(self.rate, self.steps)), transform, self._penalties(brief))
+        steps = self.steps or (_LARGE if scene.kind == "window" else _SMALL)
+        phase = Phase(steps, Adam(Cosine(self.rate, steps)), transform, self._penalties(brief))
         decay = self.decay if scene.kind == "window" else 1.0
         return Recipe(Fourier(_START, decay) if image else Pixels(_START), (phase,), scaled=True)
 

@@ -120,7 +120,7 @@ class KerasVis(Synthesis):
         plain = Plain(chosen.start, deprocessed if output == "deprocess" else None)
         # a unit's answer, unlike its gradient, cannot be brought to a size, so there is no loss to tell the best by
         keep = "last" if self.gain else chosen.keep
-        return Recipe(plain, (phase,), scaled=self.gain > 0, keep=keep, rescue=False)
+        return Recipe(plain, (phase,), scaled=self.gain > 0, keep=keep, rescue=False, open_last=False)
 
     def _penalties(self, brief: Brief, chosen: _Set) -> tuple[Penalty, ...]:
         successor = self.setting == "tf-keras-vis"
