@@ -159,8 +159,27 @@ def compare(name: str, layer: str, quick: bool) -> dict[str, Any]:
     }
 
 
+def equal_recognition(given: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a class picture that Penlight's default needs until another network recognises its pictures as often as Lucent's.
+
+    Lucent at its defaults, 512 steps; both on the trained network of a card, judged by the other cards (`recognition.py`).
+    """
+    import recognition
+
+    asked = ["--models", given.models, "--data", given.data, "--classes", str(given.classes), "--lucent-prepared"]
+    asked += ["--seeds", "1", *(["--cache", given.cache] if given.cache else []), *(["--quick"] if given.quick else [])]
+    bench = recognition.Bench(recognition.parse(asked))
+    lucent = bench.lucent()
+    return {**bench.race(lucent), "lucent_seconds": lucent.seconds, "classes": len(bench.classes), "goal": 10}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Units rendered in an hour, Penlight and Lucent.")
+    parser.add_argument("--race", action="store_true", help="time to equal recognition as well; see recognition.py")
+    parser.add_argument("--models", default="../shared/models", help="of --race: folder of cards")
+    parser.add_argument("--data", default="../shared/data/imagenet-sample", help="of --race: folder of photographs")
+    parser.add_argument("--classes", type=int, default=12, help="of --race: how many random classes")
+    parser.add_argument("--cache", default="", help="of --race: keeps Lucent's pictures")
     parser.add_argument("--quick", action="store_true", help="fewer steps and units; a few minutes")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--layers", nargs="*", default=[], help="only rows whose 'network:layer' contains one of these")
@@ -190,9 +209,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"  ({row['penlight_ms_per_step']:.2f} ms a step, {row['penlight_fixed_s_per_unit']:.3f} s a unit besides)",
                 flush=True,
             )
+    race = equal_recognition(given) if given.race else None
     if given.json:
-        json.dump({"benchmark": "visualize", "threads": 1, "clock": "process_time", "rows": rows}, sys.stdout, indent=1)
+        told = {"benchmark": "visualize", "threads": 1, "clock": "process_time", "rows": rows, "race": race}
+        json.dump(told, sys.stdout, indent=1)
         print()
+    elif race is not None and race["seconds"] is None:
+        print(f"time to equal recognition: not reached in {race['tried'][-1]['steps']} steps")
+    elif race is not None:
+        print(
+            f"time to equal recognition, {race['classes']} classes: Lucent {race['lucent_seconds']:.1f} s a picture,"
+            f" Penlight {race['seconds']:.1f} s ({race['steps']} steps), {race['ratio']:.1f}× (goal {race['goal']}×)"
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from . import GENERATOR
 from .network import Letters
 
 UNITS = 128 * 3 * 3  # of the code
-DESIGN = 32  # length of the design vector every code is first reduced to
+DESIGN = 48  # length of the design vector every code is first reduced to
 SLOPE = 0.2  # of the leaky rectifiers
 
 
@@ -30,7 +30,7 @@ def rectify(x: Tensor) -> Tensor:
 class Generator(nn.Module):
     """Glyphs from codes, float (N, 1152) -> (N, 1, 28, 28) in [0, 1], white on black, before normalisation.
 
-    A code is reduced to a design vector of 32 numbers whose mean square is made 1, and that is drawn. The
+    A code is reduced to a design vector of 48 numbers whose mean square is made 1, and that is drawn. The
     network was trained with noise on the design and critics of random designs, so codes unlike any that a
     picture gives, which an ascent soon reaches, still land on designs that look like letters.
 
@@ -61,12 +61,12 @@ class Generator(nn.Module):
         return self.draw(self.design(code))
 
     def design(self, code: Tensor) -> Tensor:
-        """The design vectors (N, 32) of codes (N, 1152)."""
+        """The design vectors (N, 48) of codes (N, 1152)."""
         scaled = (code - self.code_mean) / (self.code_std + 0.05)  # 0.05: some units hardly ever fire
         return on_sphere(self.reduce2(rectify(self.reduce1(scaled))))
 
     def draw(self, design: Tensor) -> Tensor:
-        """Glyphs (N, 1, 28, 28) in [0, 1] of design vectors (N, 32)."""
+        """Glyphs (N, 1, 28, 28) in [0, 1] of design vectors (N, 48)."""
         x = rectify(self.spread(design)).view(-1, 32, 7, 7)
         x = rectify(self.draw1(x.contiguous(memory_format=torch.channels_last)))
         x = rectify(self.draw2(F.interpolate(x, scale_factor=2.0, mode="nearest")))

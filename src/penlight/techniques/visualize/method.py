@@ -21,6 +21,7 @@ from penlight.techniques.visualize.transforms import Chain, Noise, Shift, Transf
 _FIELD_L2, _WHOLE_L2, _CLOSE_TV, _CLOSE_NOISE, _ARRAY_NOISE, _CLOSE_TURN = 0.5, 0.1, 0.75, 7.5, 1.25, 0.7
 _START = 0.3  # standard deviation of the start before the sigmoid: faint, but enough for seeds to go different ways
 _LARGE, _SMALL = 320, 256  # steps
+_ONE_SIZE = 0.7  # smallest window for units that answer to things of one size
 _WIDEST = 1.1  # largest random window, as a share of the picture: all of it, with some ground around
 _LINEAR_L2 = 5.0  # a linear unit's picture is proportional to its weights where this keeps it off black and white
 
@@ -55,7 +56,9 @@ class Penlight(Synthesis):
         0.08, "standard deviation of the noise added at each step, in units of the normalised input", low=0
     )
     rotation: float = option(10.0, "largest turn of the picture at each step, in degrees", low=0, high=180)
-    window: float = option(0.3, "smallest random window, as a share of the picture", low=0.05, high=1)
+    window: float = option(
+        0.3, "smallest random window, as a share of the picture; at least 0.7 for units of maps", low=0.05, high=1
+    )
     shift: float = option(0.15, "largest shift of the window, as a share of the picture", low=0, high=1)
     mirror: bool = option(
         True, "mirror large pictures of classes every other step; units of maps may be one of a left and right pair"
@@ -87,9 +90,10 @@ class Penlight(Synthesis):
 
     def _transform(self, scene: Scene, image: bool) -> Transform:
         if scene.kind == "window":
-            # a mirrored class is the same class, while a unit of a map may be one of a left and right pair
-            flip = self.mirror and math.prod(scene.layer.positions) == 1
-            window = Window(scene.view, self.window, _WIDEST, self.shift, self.rotation, flip)
+            # a class is the same at any size and mirrored; a unit of a map has its size, and may be one of a left and right pair
+            single = math.prod(scene.layer.positions) == 1
+            low = self.window if single else max(self.window, _ONE_SIZE)
+            window = Window(scene.view, low, _WIDEST, self.shift, self.rotation, self.mirror and single)
             return Chain((window, Noise(self.noise)))
         if scene.linear:
             return Chain(())

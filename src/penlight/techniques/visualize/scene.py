@@ -19,6 +19,7 @@ from penlight.techniques.visualize.schedule import stream
 
 LARGE = 96  # pixels: from this side on, a network is looked at through windows
 _PICTURE, _VIEW = 224 / 224, 192 / 224  # of the network's own side; measured, see docs/visualize.md
+_NEAR = 128 / 224
 _GRID = 32  # the stride of most networks' last layers
 _SAMPLES = 4
 _FAILS = (CannotRun, RuntimeError, ValueError, IndexError, TypeError, AssertionError)
@@ -160,7 +161,9 @@ def _choose(model: Model, network: nn.Module, optics: Optics, layer: Layer, wish
         return Scene(layer, "whole", native, native, centre(layer.positions))
     whole = _whole(network, optics, layer, size, wish.windows)
     field = None if wish.whole else _field(model, network, optics, layer)
-    smaller = field is not None and all(f <= v for f, v in zip(field.picture, whole.view, strict=True))
+    # a field nearly as large as the picture is better looked at through windows than in one piece
+    most = whole.view if whole.kind != "window" else tuple(int(n * _NEAR) for n in whole.picture)
+    smaller = field is not None and all(f <= m for f, m in zip(field.picture, most, strict=True))
     if field is None or not smaller or (size and min(field.picture) > size):
         return whole
     return field if not size else framed(field, whole.picture, network, optics)
