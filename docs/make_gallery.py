@@ -3,6 +3,7 @@
     python docs/make_gallery.py letters
     python docs/make_gallery.py layers CARD.toml LAYER LAYER LAYER [--units 16]
     python docs/make_gallery.py classes CARD.toml 'tabby' 'school bus' … [--methods lucid,penlight]
+    python docs/make_gallery.py sheets DIR NAME          # of what benchmarks/recognition.py --classes 6 --out DIR has drawn
 
 The first needs nothing but the package; the others take any model card of a picture network (docs/models.md says how to write one for
 torchvision's or timm's). Every run writes one JPEG or PNG to docs/pictures/gallery and prints its name.
@@ -106,6 +107,22 @@ def classes(given: argparse.Namespace) -> None:
     save(grid(rows, given.names, 112), f"{Path(given.card).stem}-classes.jpg")
 
 
+TILE, TILES = 162, 6  # of the sheets of recognition.py with six classes: two rows of three
+
+
+def sheets(given: argparse.Namespace) -> None:
+    """The contact sheets of `recognition.py`, a row each."""
+    rows = []
+    for name in [*FIRST, "lucent", "penlight"]:
+        path = Path(given.card) / f"{name}.png"
+        if path.exists():
+            picture = np.asarray(Image.open(path).convert("RGB"))
+            wide = picture.shape[1] // TILE
+            corners = [((n // wide) * TILE, (n % wide) * TILE) for n in range(TILES)]
+            rows.append((name, [picture[t : t + TILE - 2, a : a + TILE - 2] for t, a in corners]))
+    save(grid(rows, [""] * TILES, TILE - 2), f"{given.names[0]}-methods.jpg")
+
+
 def save(image: Image.Image, name: str) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     image.save(OUT / name, quality=86)
@@ -115,13 +132,13 @@ def save(image: Image.Image, name: str) -> None:
 def main() -> None:
     """Write one part of the gallery."""
     parser = argparse.ArgumentParser(description="Make a part of the gallery.")
-    parser.add_argument("part", choices=["letters", "layers", "classes"])
+    parser.add_argument("part", choices=["letters", "layers", "classes", "sheets"])
     parser.add_argument("card", nargs="?", default="letters")
     parser.add_argument("names", nargs="*")
     parser.add_argument("--units", type=int, default=16)
     parser.add_argument("--methods", default="")
     given = parser.parse_args()
-    {"letters": letters, "layers": layers, "classes": classes}[given.part](given)
+    {"letters": letters, "layers": layers, "classes": classes, "sheets": sheets}[given.part](given)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,9 @@ def test_reconstructions_read_as_their_glyphs(generator: Generator, net: Letters
     with torch.no_grad():
         drawn = generator(codes)
         said = net(train_generator.normalised(drawn)).argmax(1)
-    assert float((said == labels).float().mean()) >= 0.95
+        own_answer = net(train_generator.normalised(glyphs)).argmax(1)
+    assert float((said == labels).float().mean()) >= 0.93
+    assert float((said == own_answer).float().mean()) >= 0.95
     own = (train_generator.directions(glyphs) * train_generator.directions(drawn)).sum(1)
     other = (train_generator.directions(glyphs) * train_generator.directions(drawn.roll(10, 0))).sum(1)
     assert float(own.mean()) >= 0.8
@@ -147,13 +149,15 @@ def fake_face(family: str, seed: int) -> render.Face:
 
 def test_shipped_families_and_their_like_are_left_out() -> None:
     with np.load(letters.DATA, allow_pickle=False) as data:
-        shipped = str(data["family_names"][0])
-    names = [f"Family {chr(97 + n)}" for n in range(20)]
-    faces = [fake_face(name, n) for n, name in enumerate(names)]
-    faces += [fake_face(shipped, 50), fake_face("Copied", 50)]
+        shipped = [str(name) for name in data["family_names"][::20]]
+    own = {f"Family {chr(97 + n)}" for n in range(20)}
+    faces = [fake_face(name, n) for n, name in enumerate(sorted(own))]
+    faces += [fake_face(name, 50 + n) for n, name in enumerate(shipped)]
+    faces += [fake_face(f"Copied {chr(97 + n)}", 50 + n) for n in range(len(shipped))]
+    hidden, _ = render.split(faces, train_generator.SHARE, train_generator.SPLIT_SEED)
+    assert not hidden[20:].all(), "the split alone would let some through"
     kept = {face.family for face in train_generator.training_faces(faces)}
-    assert kept < set(names)
-    assert len(kept) >= 12
+    assert kept == {face.family for face, hide in zip(faces, hidden, strict=True) if not hide} & own
 
 
 def test_a_few_steps_of_training(net: Letters) -> None:

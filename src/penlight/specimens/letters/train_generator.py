@@ -326,7 +326,9 @@ def run(args: argparse.Namespace) -> None:
     known = torch.from_numpy(np.stack([render.reduce_pictures(f.glyphs) for f in faces])).float() / 255
     figures, drawn = judge_reconstructions(generator, net, known)
     ascents, pictures = judge_ascents(generator, net, known, args.seeds)
-    figures |= {"parameters": sum(p.numel() for p in generator.parameters())} | ascents
+    figures["code_upper_end"] = float(generator.code_high.mean())
+    figures["parameters"] = sum(p.numel() for p in generator.parameters())
+    figures |= ascents
     Image.fromarray(sheet([drawn, *pictures], 2 * args.seeds)).save(out / FILES[1])
     for name, value in figures.items():
         print(f"{name} = {value if isinstance(value, int) else format(value, '.4f')}")
