@@ -52,10 +52,8 @@ import penlight
 from penlight.errors import PenlightError
 from penlight.inputs import open_data
 from penlight.models import Model
-from penlight.techniques.contract import Request, Technique, methods
-from penlight.techniques.options import build
+from penlight.techniques.contract import methods
 from penlight.techniques.visualize.schedule import stream
-from penlight.units import Unit
 
 DEFAULT = "penlight"
 # Options that keep a method's cost feasible here; what a row was made with is printed below the table.
@@ -226,25 +224,20 @@ def photographs(folder: Path) -> dict[int, list[Path]]:
     return found
 
 
-def draw(model: Model, technique: type[Technique], options: Mapping[str, Any], classes: Sequence[int], seeds: int,
+def draw(model: Model, name: str, options: Mapping[str, Any], classes: Sequence[int], seeds: int,
          seed: int, folder: Path) -> tuple[Pictures, bool]:  # fmt: skip
-    """Pictures of the classes, and whether the method asked for photographs."""
-    assert model.class_layer is not None
-    units = [Unit(model.class_layer, index) for index in classes]
-    own = "seeds" in {one.name for one in fields(technique)}  # type: ignore[arg-type]
-    method = build(technique, {**options, **({"seeds": seeds} if own else {})})
-    data = None
-    rounds: list[Pictures] = []
-    while len(rounds) < (1 if own else seeds):
-        try:
-            result = method.run(Request(model, units, data=data, seed=seed + len(rounds)))
-        except PenlightError:
-            if data is not None:
-                raise
-            data = open_data(folder, model.contract, model.labels)  # once more, with photographs
-            continue
-        rounds.append(result.images)  # type: ignore[attr-defined]
-    return np.concatenate(rounds, axis=1), data is not None
+    """Pictures of the classes, and whether the method was given the photographs."""
+    technique = methods["visualize"][name]
+    units = [f"{model.class_layer}:{index}" for index in classes]
+    data = folder if technique.reads_data else None
+    if not technique.reads_survey:
+        found = penlight.visualize(model, units, method=name, seed=seed, data=data, seeds=seeds, **options)
+        return found.images, data is not None
+    # several pictures of a unit are its facets there, so every seed is a run of its own
+    rounds = [
+        penlight.visualize(model, units, method=name, seed=seed + n, data=data, **options).images for n in range(seeds)
+    ]
+    return np.concatenate(rounds, axis=1), True
 
 
 class Normalised(nn.Module):
@@ -409,7 +402,7 @@ class Bench:
         seeds = seeds or self.given.seeds
         start = time.process_time()
         try:
-            made, row.data = draw(self.model, technique, options, self.classes, seeds, self.given.seed, self.given.data)
+            made, row.data = draw(self.model, name, options, self.classes, seeds, self.given.seed, self.given.data)
         except PenlightError as error:
             row.refused = str(error)
             return row
