@@ -52,8 +52,18 @@ class Objective(ABC):
         return Scaled(self, -1.0)
 
 
+class OfLayer(Objective):
+    """An objective that reads one layer."""
+
+    layer: str
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+
 @dataclass(frozen=True, eq=False)
-class UnitAt(Objective):
+class UnitAt(OfLayer):
     """One neuron for every picture: unit `index` (N,) at `position` (N, P) of the map, or in the middle of it.
 
     The middle is where Lucid has it: of an even number the later of the two.
@@ -62,10 +72,6 @@ class UnitAt(Objective):
     layer: str
     index: Tensor
     position: Tensor | None = None
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, outputs: Outputs, rows: Tensor) -> Tensor:
         output = outputs[self.layer]
@@ -80,15 +86,11 @@ class UnitAt(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class MapOf(Objective):
+class MapOf(OfLayer):
     """The mean over its map of unit `index` (N,), a unit a picture: what keras-vis and Lucid call a filter or channel."""
 
     layer: str
     index: Tensor
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, outputs: Outputs, rows: Tensor) -> Tensor:
         output = outputs[self.layer]
@@ -98,7 +100,7 @@ class MapOf(Objective):
 
 
 @dataclass(frozen=True)
-class Neuron(Objective):
+class Neuron(OfLayer):
     """One unit at one position, or in the middle of its map; the same for all pictures."""
 
     def __str__(self) -> str:
@@ -109,17 +111,13 @@ class Neuron(Objective):
     index: int
     position: tuple[int, ...] | None = None
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
-
     def __call__(self, outputs: Outputs, rows: Tensor) -> Tensor:
         output = outputs[self.layer]
         return _at(output, self.position or centre(output.shape[2:]))[:, self.index]
 
 
 @dataclass(frozen=True)
-class Channel(Objective):
+class Channel(OfLayer):
     """The mean of a unit over its map; the same unit for all pictures."""
 
     def __str__(self) -> str:
@@ -128,24 +126,16 @@ class Channel(Objective):
     layer: str
     index: int
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
-
     def __call__(self, outputs: Outputs, rows: Tensor) -> Tensor:
         return outputs[self.layer][:, self.index].flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
-class Probability(Objective):
+class Probability(OfLayer):
     """A class after softmax: the classes compete, so that it grows as well when the others shrink."""
 
     layer: str
     index: Tensor | int
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, outputs: Outputs, rows: Tensor) -> Tensor:
         scores = outputs[self.layer].flatten(2).mean(2) if outputs[self.layer].ndim > 2 else outputs[self.layer]
@@ -154,15 +144,11 @@ class Probability(Objective):
 
 
 @dataclass(frozen=True)
-class Energy(Objective):
+class Energy(OfLayer):
     """½ Σ a² over a layer, or over one unit's map: DeepDream's "more of whatever you see" (Mordvintsev, Olah & Tyka 2015)."""
 
     layer: str
     index: int | None = None
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, outputs: Outputs, rows: Tensor) -> Tensor:
         output = outputs[self.layer]
@@ -170,15 +156,11 @@ class Energy(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class Guided(Objective):
+class Guided(OfLayer):
     """Every position more like the guide's position that it is most like by dot product; `guide` (units, positions) (dream.ipynb)."""
 
     layer: str
     guide: Tensor
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, outputs: Outputs, rows: Tensor) -> Tensor:
         output = outputs[self.layer].flatten(2)
@@ -188,17 +170,13 @@ class Guided(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class Direction(Objective):
+class Direction(OfLayer):
     """Along `vector` (units,) in a layer: mean over positions, or at one, of dot · max(.1, cosine)^`power` (Lucid, objectives.py)."""
 
     layer: str
     vector: Tensor
     power: float = 0.0
     position: tuple[int, ...] | None = None
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, outputs: Outputs, rows: Tensor) -> Tensor:
         output = outputs[self.layer]
@@ -211,15 +189,11 @@ class Direction(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class Inversion(Objective):
+class Inversion(OfLayer):
     """The picture whose features are `features` (units, *positions): −‖Φ(x) − Φ₀‖² / ‖Φ₀‖² (Mahendran & Vedaldi, CVPR 2015)."""
 
     layer: str
     features: Tensor
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, outputs: Outputs, rows: Tensor) -> Tensor:
         output = outputs[self.layer]
@@ -228,16 +202,12 @@ class Inversion(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class Caricature(Objective):
+class Caricature(OfLayer):
     """A picture's features, exaggerated: dot · max(.1, dot/‖b‖)^`power` summed over positions (Lucid, recipes/caricature.py)."""
 
     layer: str
     features: Tensor
     power: float = 1.0
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, outputs: Outputs, rows: Tensor) -> Tensor:
         output = outputs[self.layer]

@@ -16,7 +16,16 @@ from penlight.errors import CannotRun
 from penlight.models import Layer, Model, Probe
 from penlight.models.probe import undisturbed
 from penlight.techniques.visualize.engine import Recipe, Snapshot, Stage, optimize
-from penlight.techniques.visualize.objectives import Diverse, Energy, MapOf, Objective, Probability, Scaled, UnitAt
+from penlight.techniques.visualize.objectives import (
+    Diverse,
+    Energy,
+    MapOf,
+    Objective,
+    OfLayer,
+    Probability,
+    Scaled,
+    UnitAt,
+)
 from penlight.techniques.visualize.parameterization import Notes, resized
 from penlight.techniques.visualize.scene import Optics, Scene, Wish, framed, placement, plan
 from penlight.techniques.visualize.schedule import stream
@@ -62,15 +71,11 @@ class Job:
 
 
 @dataclass(frozen=True, eq=False)
-class _EnergyOf(Objective):
+class _EnergyOf(OfLayer):
     """½ Σ a² of a unit's map, a unit a picture."""
 
     layer: str
     index: Tensor
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,)
 
     def __call__(self, outputs: dict[str, Tensor], rows: Tensor) -> Tensor:  # type: ignore[override]
         output = outputs[self.layer]
