@@ -28,6 +28,16 @@ from penlight.techniques.visualize.targets import Target, read_targets
 READINGS = ("neuron", "channel", "probability", "energy")
 
 
+def reading(default: str) -> Any:
+    """The option that says how a plain unit is read, with a method's own default."""
+    return option(
+        default,
+        "how a plain unit is read: neuron, the middle of its map; channel, the mean of its map; energy, half the sum of its map's"
+        " squares; probability, a class after softmax",
+        choices=READINGS,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Brief:
     """What a method is told before it chooses its parts: where and how the pictures are looked at, and whose they are.
@@ -63,12 +73,7 @@ class Synthesis(Technique):
 
     seeds: int = option(1, "random starts a unit", low=1)
     minimize: bool = option(False, "look for the least preferred input instead of the preferred one")
-    objective: str = option(
-        "neuron",
-        "how a plain unit is read: neuron, the middle of its map; channel, the mean of its map; energy, half the sum of its map's"
-        " squares; probability, a class after softmax",
-        choices=READINGS,
-    )
+    objective: str = reading("neuron")
     size: int = option(
         0, "shorter side of the picture in pixels; 0 chooses it from the receptive field and the input", low=0
     )

@@ -30,7 +30,7 @@ from penlight.techniques.visualize.parameterization import Given, Normal, Plain,
 from penlight.techniques.visualize.render import Entry, Job, Terms, render
 from penlight.techniques.visualize.scene import Optics, Scene, Size, answers
 from penlight.techniques.visualize.schedule import Constant, stream
-from penlight.techniques.visualize.synthesis import READINGS, Brief, Synthesis, asked
+from penlight.techniques.visualize.synthesis import Brief, Synthesis, asked, reading
 from penlight.techniques.visualize.targets import Target, read_targets
 from penlight.techniques.visualize.transforms import Chain, Jitter
 
@@ -67,12 +67,7 @@ class DeepDream(Synthesis):
     )
     narrow: ClassVar[bool] = False
 
-    objective: str = option(
-        "energy",
-        "how a plain unit is read: neuron, the middle of its map; channel, the mean of its map; energy, half the sum of its map's"
-        " squares; probability, a class after softmax",
-        choices=READINGS,
-    )
+    objective: str = reading("energy")
     steps: int = option(0, "steps of all octaves together; 0: ten for each of octave-n, as published", low=0)
     rate: float = option(1.5, "mean change of a value by one step, of 255", low=0)
     octave_n: int = option(4, "octaves, each dreamt after the one below it", low=1, high=20)

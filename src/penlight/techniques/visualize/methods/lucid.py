@@ -19,7 +19,7 @@ from penlight.techniques.visualize.penalties import Absolute, Penalty, Roughness
 from penlight.techniques.visualize.render import Job, jobs
 from penlight.techniques.visualize.scene import Optics, Scene, Wish, answers
 from penlight.techniques.visualize.schedule import Constant
-from penlight.techniques.visualize.synthesis import READINGS, Brief, Synthesis
+from penlight.techniques.visualize.synthesis import Brief, Synthesis, reading
 from penlight.techniques.visualize.targets import Target
 from penlight.techniques.visualize.transforms import Chain, Fit, Pad, Rescale, Transform, Trim, Turn
 
@@ -63,12 +63,7 @@ class Lucid(Synthesis):
         0.0, "weight of Σ |difference of neighbouring pixels|; Lucid's notebook takes 0.25", low=0
     )
     roughness: float = option(0.0, "weight of what blurring the picture would change; Lucid's notebook takes 1", low=0)
-    objective: str = option(
-        "channel",
-        "how a plain unit is read: neuron, the middle of its map; channel, the mean of its map; energy, half the sum of its map's"
-        " squares; probability, a class after softmax",
-        choices=READINGS,
-    )
+    objective: str = reading("channel")
 
     def jobs(self, request: Request, targets: Sequence[Target], optics: Optics) -> list[Job]:
         if not self.size and min(optics.shape[1:]) > CANVAS:

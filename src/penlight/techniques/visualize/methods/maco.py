@@ -21,7 +21,7 @@ from penlight.techniques.visualize.parameterization import FixedMagnitude, frequ
 from penlight.techniques.visualize.render import Job, jobs
 from penlight.techniques.visualize.scene import Optics, Wish
 from penlight.techniques.visualize.schedule import Constant, Linear
-from penlight.techniques.visualize.synthesis import READINGS, Brief, Synthesis, needs_data
+from penlight.techniques.visualize.synthesis import Brief, Synthesis, needs_data, reading
 from penlight.techniques.visualize.targets import Target, as_pictures
 from penlight.techniques.visualize.transforms import Box, Chain, Noise, Transform, Uniform
 
@@ -73,12 +73,7 @@ class Maco(Synthesis):
         "natural", "the magnitudes: natural, of photographs; data, the mean over the data", choices=("natural", "data")
     )
     samples: int = option(1000, "inputs of the data whose magnitudes are averaged, evenly spread over it", low=1)
-    objective: str = option(
-        "channel",
-        "how a plain unit is read: neuron, the middle of its map; channel, the mean of its map; energy, half the sum of its map's"
-        " squares; probability, a class after softmax",
-        choices=READINGS,
-    )
+    objective: str = reading("channel")
 
     def jobs(self, request: Request, targets: Sequence[Target], optics: Optics) -> list[Job]:
         found = jobs(request.model, targets, optics, Wish(whole=True, windows=False), self.objective)
