@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import penlight
 from penlight.errors import PenlightError
+from penlight.results.explain import shown
 from penlight.techniques.contract import methods
 
 OUT = Path(__file__).parent / "pictures" / "gallery"
@@ -123,6 +124,44 @@ def sheets(given: argparse.Namespace) -> None:
     save(grid(rows, [""] * TILES, TILE - 2), f"{given.names[0]}-methods.jpg")
 
 
+WHY = (
+    "gradient", "smoothgrad", "integrated-gradients", "guided-backprop", "deconvnet", "grad-cam", "score-cam", "occlusion", "lime",
+    "kernel-shap", "rise", "lrp",
+)  # fmt: skip
+
+
+def why(given: argparse.Namespace) -> None:
+    """What the explanations say of some inputs: a row an input, a column a method.
+
+    Inputs are files, data:N, or skimage:NAME, one of scikit-image's own pictures.
+    """
+    model = penlight.load(given.card)
+    asked = given.methods.split(",") if given.methods else list(WHY)
+    small = max(model.contract.size) < 64
+    rows = []
+    for name in given.names:
+        found = list(penlight.explain(model, _input(name), method=asked))
+        label = (found[0].target.label or found[0].target.unit).partition(",")[0]
+        pictures = [shown(found[0].input), *(_why_picture(part) for part in found)]
+        colour = [np.repeat(p, 3, axis=2) if p.shape[2] == 1 else p for p in pictures]
+        rows.append((label, colour))
+    save(
+        grid(rows, ["input", *asked], 84 if small else 140), f"why-{Path(given.card).stem}.{'png' if small else 'jpg'}"
+    )
+
+
+def _input(name: str) -> Any:
+    if not name.startswith("skimage:"):
+        return name
+    from skimage import data
+
+    return Image.fromarray(getattr(data, name.partition(":")[2])())
+
+
+def _why_picture(part: Any) -> Any:
+    return part.painted() if part.colour and len(part.input) == 3 else part.overlay()
+
+
 def save(image: Image.Image, name: str) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     image.save(OUT / name, quality=86)
@@ -132,13 +171,13 @@ def save(image: Image.Image, name: str) -> None:
 def main() -> None:
     """Write one part of the gallery."""
     parser = argparse.ArgumentParser(description="Make a part of the gallery.")
-    parser.add_argument("part", choices=["letters", "layers", "classes", "sheets"])
+    parser.add_argument("part", choices=["letters", "layers", "classes", "sheets", "why"])
     parser.add_argument("card", nargs="?", default="letters")
     parser.add_argument("names", nargs="*")
     parser.add_argument("--units", type=int, default=16)
     parser.add_argument("--methods", default="")
     given = parser.parse_args()
-    {"letters": letters, "layers": layers, "classes": classes, "sheets": sheets}[given.part](given)
+    {"letters": letters, "layers": layers, "classes": classes, "sheets": sheets, "why": why}[given.part](given)
 
 
 if __name__ == "__main__":

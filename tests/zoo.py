@@ -29,6 +29,23 @@ class Functional(nn.Module):
         return self.fc(x.flatten(1))
 
 
+class Viewing(Functional):
+    """Flattens by a view, as in most tutorials: it takes maps in one order of memory only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        return self.fc(x.view(-1, 8 * 4 * 4))
+
+
+class WritesInput(Functional):
+    """Normalises its input in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        return super().forward(x)
+
+
 class InPlace(nn.Module):
     """An in-place ReLU overwrites what the convolution and the norm put out."""
 
@@ -117,6 +134,8 @@ class ChannelsLast(nn.Module):
 NETWORKS = {
     "functional": (lambda: Functional(), (1, 16, 16)),
     "seven-channels": (lambda: Functional(7), (7, 16, 16)),
+    "viewing": (lambda: Viewing(), (1, 16, 16)),
+    "writes-input": (lambda: WritesInput(), (1, 16, 16)),
     "in-place": (lambda: InPlace(), (3, 12, 20)),
     "reused": (lambda: Reused(), (4, 11, 9)),
     "softmax": (lambda: EndsInSoftmax(), (1, 9, 9)),

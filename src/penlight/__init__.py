@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from penlight.api import build_atlas, dream, load, survey, sweep, visualize
+    from penlight.api import activations, build_atlas, dream, explain, load, project, survey, sweep, visualize
     from penlight.errors import PenlightError, UsageError
     from penlight.models import Model
     from penlight.units import Unit
@@ -25,10 +25,13 @@ _PLACES = {
     "PenlightError": "penlight.errors",
     "Unit": "penlight.units",
     "UsageError": "penlight.errors",
+    "activations": "penlight.api",
     "build_atlas": "penlight.api",
     "build_site": "penlight.web.site",
     "dream": "penlight.api",
+    "explain": "penlight.api",
     "load": "penlight.api",
+    "project": "penlight.api",
     "survey": "penlight.api",
     "sweep": "penlight.api",
     "visualize": "penlight.api",
@@ -39,10 +42,13 @@ __all__ = [
     "PenlightError",
     "Unit",
     "UsageError",
+    "activations",
     "build_atlas",
     "build_site",
     "dream",
+    "explain",
     "load",
+    "project",
     "survey",
     "sweep",
     "visualize",

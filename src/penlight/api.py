@@ -4,28 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from torch import nn
 
-from penlight.errors import BadInput, UsageError
-from penlight.inputs import Data, open_data
+from penlight.errors import BadInput, BadOption, UnknownName, UsageError
+from penlight.inputs import Data, Inputs, open_data, read_input
 from penlight.jobs import AtlasOptions, Outcome, plan_atlas, run_plan
 from penlight.jobs.plan import chosen_layers
 from penlight.jobs.run import Watch
 from penlight.models import Model, load_model
+from penlight.models.checkpoints import with_weights
 from penlight.models.sources import specimens
-from penlight.results import SurveyResult, SweepResult, VisualizeResult, load_result
+from penlight.results import (
+    ActivationsResult,
+    ExplainResult,
+    ExplanationsResult,
+    ProjectionsResult,
+    SurveyResult,
+    SweepResult,
+    VisualizeResult,
+    load_result,
+)
 from penlight.store import Atlas
+from penlight.techniques.activations.maps import Maps, over_checkpoints
 from penlight.techniques.contract import VERBS, Progress, Request, Technique, methods
-from penlight.techniques.options import build, table
+from penlight.techniques.explain.checks import check as check_truth
+from penlight.techniques.explain.checks import verdict
+from penlight.techniques.options import build, provenance, table
 from penlight.techniques.visualize.methods.deepdream import default_layer
 from penlight.techniques.visualize.objectives import Objective
 from penlight.techniques.visualize.sweep import Axis, run_sweep
 from penlight.techniques.visualize.targets import Target
 from penlight.units import Unit
+
+_CHECKED = 10  # maps that an explanation with its checks takes, about
 
 
 def load(
@@ -216,6 +232,157 @@ def dream(
     return _visualized(technique, request, None)
 
 
+def activations(
+    model: Model | str | Path,
+    inputs: Any,
+    *,
+    layers: str | Sequence[str] = (),
+    checkpoints: Sequence[str | Path] = (),
+    data: Any = None,
+    trust: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> ActivationsResult:
+    """What every unit of every layer does with an input, with several, or with one at several stages of training.
+
+    >>> r = penlight.activations(model, "photo.png")                            # doctest: +SKIP
+    >>> r["conv2"].shape, r.top("conv2", 3), r.statistics("conv2")              # doctest: +SKIP
+    >>> penlight.activations(model, "photo.png", checkpoints=["a.safetensors", "b.safetensors"])     # doctest: +SKIP
+
+    `inputs` is one input as `explain` takes it, a list of them, or a folder of pictures. `layers` are paths or patterns, all by default.
+    `checkpoints` are weights files of the same network, in order; the given weights are not among the runs unless a file holds them.
+    `options` are the method's: `scale`, `boost` and `gamma` colour the pictures. Raises `BadInput`, `BadWeights` or `UnknownName`.
+    """
+    opened = _model(model)
+    technique = build(methods["activations"]["maps"], options)
+    assert isinstance(technique, Maps)
+    patterns = [layers] if isinstance(layers, str) else layers
+    own = find_data(opened, data) if data is not None or opened.data is not None else None
+    request = Request(
+        opened,
+        layers=chosen_layers(opened, patterns),
+        data=_given_inputs(opened, inputs, own),
+        progress=progress or _silent,
+    )
+    if not checkpoints:
+        return technique.run(request)
+    if len(request.data or ()) > 1:
+        raise BadInput(f"checkpoints are compared on one input; {len(request.data or ())} were given")
+    stages = [(Path(file).name, with_weights(opened, file, trust)) for file in checkpoints]
+    return over_checkpoints(technique, request, stages)
+
+
+def _given_inputs(model: Model, given: Any, own: Data | None) -> Data:
+    """One input, a list of them, or a folder, as data."""
+    if isinstance(given, str | Path) and Path(given).is_dir():
+        return open_data(given, model.contract, model.labels)
+    shape = getattr(given, "shape", None)
+    several = isinstance(given, list | tuple) or (shape is not None and len(shape) == len(model.contract.shape) + 1)
+    items = list(given) if several else [given]
+    names = [str(item) if isinstance(item, str | Path) else f"input {n}" for n, item in enumerate(items)]
+    return Inputs([(name, read_input(item, model.contract, own)) for name, item in zip(names, items, strict=True)])
+
+
+@overload
+def explain(
+    model: Model | str | Path, picture: Any, unit: str | Unit | None = None, *, method: str = "occlusion", data: Any = None,
+    check: bool = False, seed: int = 0, progress: Progress | None = None, **options: Any,
+) -> ExplainResult: ...  # fmt: skip
+
+
+@overload
+def explain(
+    model: Model | str | Path, picture: Any, unit: Sequence[str | Unit] | str | Unit | None = None, *, method: Sequence[str] | str,
+    data: Any = None, check: bool = False, seed: int = 0, progress: Progress | None = None, **options: Any,
+) -> ExplainResult | ExplanationsResult: ...  # fmt: skip
+
+
+def explain(
+    model: Model | str | Path,
+    picture: Any,
+    unit: Sequence[str | Unit] | str | Unit | None = None,
+    *,
+    method: Sequence[str] | str = "occlusion",
+    data: Any = None,
+    check: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: Any,
+) -> ExplainResult | ExplanationsResult:
+    """What in one input caused the value of one unit.
+
+    >>> r = penlight.explain(model, "photo.png", "class:C")                   # doctest: +SKIP
+    >>> r.values.shape, float(r.target)                                       # doctest: +SKIP
+    ((1, 28, 28), 9.31)
+    >>> penlight.explain(model, x, "conv2:7@3,3", method="deconvnet")         # doctest: +SKIP
+    >>> penlight.explain(model, x, method=["occlusion", "grad-cam", "lime"])  # doctest: +SKIP
+
+    `picture` is one input: a file, `data:N` for input N of `data` (a specimen brings its own), or an array (*shape) in [0, 1] before
+    normalisation, or uint8; where the model states no normalisation, as the network takes it. `unit` is a class, a neuron, a channel
+    at a position ("conv2:7@3,3"), a channel where the input excites it most ("conv2:7"), "mean(conv2:7)" or "probability(class:C)";
+    without one it is the class the network finds. `options` are the method's, see `penlight methods`; `data` is for the methods that
+    learn from data.
+
+    `check` adds whether the map is true: deletion and insertion, sensitivity to noise, and whether it changes when the network's weights
+    are scrambled, in `r.checks`. Several methods or units give an `ExplanationsResult`; an option then goes to the methods that
+    have it.
+
+    Raises `BadInput`, `BadOption`, `BadUnit` or `UnknownName` with what to do.
+    """
+    opened = _model(model)
+    names = [method] if isinstance(method, str) else list(dict.fromkeys(method))
+    if "projections" in names:
+        raise BadOption(
+            "'projections' are of a survey's examples: penlight.project, or 'penlight survey --project'; of one input: 'projection'"
+        )
+    units = [unit] if unit is None or isinstance(unit, str | Unit) else list(unit)
+    techniques = _built(names, options)
+    own = find_data(opened, data) if data is not None or opened.data is not None else None
+    given = read_input(picture, opened.contract, own)
+    parts: list[ExplainResult] = []
+    count = len(units) * len(techniques)
+    for wanted in units:
+        for technique in techniques:
+            place = len(parts) * (_CHECKED if check else 1)
+
+            def part(done: int, of: int, place: int = place, width: int = 1) -> None:
+                if progress is not None:
+                    steps = count * (_CHECKED if check else 1)
+                    progress(place * 1000 + round(1000 * width * done / max(of, 1)), steps * 1000)
+
+            request = Request(
+                opened, targets=[] if wanted is None else [wanted], seed=seed, input=given, data=own, progress=part
+            )
+            result = technique.run(request)
+            assert isinstance(result, ExplainResult)
+            result = replace(result, source=str(picture) if isinstance(picture, str | Path) else "")
+            if check:
+                later = replace(request, progress=partial(part, place=place + 1, width=_CHECKED - 1))
+                numbers, curves = check_truth(technique, later, result)
+                result = result.with_checks(numbers, curves, verdict(numbers))
+            parts.append(result)
+    if isinstance(method, str) and (unit is None or isinstance(unit, str | Unit)):
+        return parts[0]
+    return ExplanationsResult(provenance(techniques[0], request), tuple(parts))
+
+
+def _built(names: Sequence[str], options: Mapping[str, Any]) -> list[Technique]:
+    """The explanations of these names; with several, an option goes to those that have it."""
+    if not names:
+        raise UnknownName("explain method", "", list(methods["explain"]))
+    kinds = [methods["explain"][name] for name in names]
+    if len(kinds) == 1:
+        return [build(kinds[0], options)]
+    known = [{row["name"] for row in table(kind)} for kind in kinds]
+    for name in options:
+        if not any(name in own for own in known):
+            raise UnknownName(f"option of {', '.join(names)}", name, sorted(set().union(*known)))
+    return [
+        build(kind, {name: value for name, value in options.items() if name in own})
+        for kind, own in zip(kinds, known, strict=True)
+    ]
+
+
 def survey(
     model: Model | str | Path,
     data: Any = None,
@@ -241,6 +408,35 @@ def survey(
     technique = build(methods["survey"][method], options)
     found = None if data is None and opened.data is None else find_data(opened, data)
     return technique.run(Request(opened, layers=paths, data=found, seed=seed, progress=progress or _silent))
+
+
+def project(
+    model: Model | str | Path,
+    survey: SurveyResult | str | Path,
+    units: Sequence[str | Unit] | str | Unit = (),
+    *,
+    data: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> ProjectionsResult:
+    """The top examples of a survey, projected back to pixels by a deconvnet and cut to what each unit saw.
+
+    >>> s = penlight.survey(model, "pictures/", top=9)                             # doctest: +SKIP
+    >>> r = penlight.project(model, s, "conv2:*", data="pictures/")                # doctest: +SKIP
+    >>> r.of("conv2:7")[0].image                                                   # doctest: +SKIP
+
+    `survey` is a result, or a folder it was saved in; `data` what was surveyed; `units` are addresses, all that were surveyed without.
+    `options` are `top`, the examples a unit, and `lrn`.
+    """
+    opened = _model(model)
+    found = open_survey(survey) if isinstance(survey, str | Path) else survey
+    asked = [units] if isinstance(units, str | Unit) else list(units)
+    technique = build(methods["explain"]["projections"], options)
+    result = technique.run(
+        Request(opened, targets=asked, data=find_data(opened, data), earlier=(found,), progress=progress or _silent)
+    )
+    assert isinstance(result, ProjectionsResult)
+    return result
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ LEVELS = {
 OPTIONAL = {
     "torchvision",
     "timm",
+    "captum",
     "keras",
     "onnx",
     "ray",
@@ -40,7 +41,8 @@ OPTIONAL = {
     "threadpoolctl",
 }
 PUBLIC = [
-    "Model", "PenlightError", "Unit", "UsageError", "build_atlas", "build_site", "dream", "load", "survey", "sweep", "visualize",
+    "Model", "PenlightError", "Unit", "UsageError", "activations", "build_atlas", "build_site", "dream", "explain",
+    "load", "project", "survey", "sweep", "visualize",
 ]  # fmt: skip
 
 

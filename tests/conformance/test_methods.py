@@ -1,6 +1,7 @@
 """Every registered method through the same checks; a third party's method can be put through them as well."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 
 import penlight
 import zoo
-from penlight.errors import BadOption, CannotRun, UnknownName, UsageError
+from penlight.errors import BadOption, CannotRun, PenlightError, UnknownName, UsageError
 from penlight.inputs import open_data
 from penlight.results import load_result
 from penlight.techniques.contract import VERBS, Request, methods
@@ -18,12 +19,14 @@ from penlight.techniques.options import build, table
 
 ALL = [(verb, name) for verb in VERBS for name in methods[verb]]
 QUICK = {"steps": 6, "seeds": 2, "top": 3, "samples": 2, "limit": 20}
+QUICK_MAPS = {"segments": "grid", "window": "5", "samples": 24}
 
 
 def quick(verb, name, channels=1):
     technique = methods[verb][name]
     known = {f.name for f in fields(technique)}
     wanted = QUICK | {"generator": f"module:zoo:painter{channels}"}
+    wanted |= QUICK_MAPS if verb == "explain" else {}
     return build(technique, {k: v for k, v in wanted.items() if k in known})
 
 
@@ -37,9 +40,13 @@ def request(model, verb, name, **changes):
         earlier = tuple(build(stream, {"top": 3, "start": a, "stop": b}).run(whole) for a, b in halves)
     elif methods[verb][name].reads_survey:
         earlier = (surveyed(model, data),)
-    units = [u for text in ("conv1:1", "conv2:3", "fc:*") for u in model.find(text)] if verb == "visualize" else ()
+    units = {"visualize": ("conv1:1", "conv2:3", "fc:*"), "explain": ("fc:1",)}.get(verb, ())
+    units = [u for text in units for u in model.find(text)]
+    if name == "projections":
+        units = [*model.find("conv2:1"), *model.find("fc:*")]
     layers = {"stream": ("conv1", "fc"), "filters": ()}.get(name, ())
-    return Request(model, units, layers, data, earlier=earlier, **{"seed": 3, **changes})
+    given = data.read(3) if verb == "explain" else None
+    return Request(model, units, layers, data, earlier=earlier, **{"seed": 3, "input": given, **changes})
 
 
 def surveyed(model, data):
@@ -167,7 +174,63 @@ def test_any_network(open_zoo, verb, network):
         assert result.to_json()
 
 
-@pytest.mark.parametrize(("verb", "name"), [("survey", "stream"), ("survey", "merge"), ("activations", "predictions")])
+EXPLAINS = [name for verb, name in ALL if verb == "explain" and name != "projections"]
+
+
+@pytest.mark.parametrize("name", EXPLAINS)
+@pytest.mark.parametrize("network", zoo.NETWORKS)
+def test_any_layer_of_any_network_is_explained_or_politely_refused(open_zoo, network, name):
+    model = open_zoo(network)
+    data = open_data(np.random.default_rng(0).random((5, *model.contract.shape), np.float32), model.contract)
+    for path in model.layers:
+        asked = Request(model, model.find(f"{path}:0"), data=data, input=data.read(0))
+        technique = quick("explain", name)
+        try:
+            result = technique.run(asked)
+        except PenlightError as error:
+            told = str(error)
+        else:
+            told = ""
+        if told:
+            assert "\n" not in told
+            continue
+        assert np.isfinite(result.values).all()
+        assert result.values.shape == model.contract.shape or result.values.ndim == max(len(model.contract.size), 1)
+        assert result.signed or (result.values >= 0).all()
+        assert result.caption
+        assert list(result.pictures())
+
+
+@pytest.mark.parametrize("name", EXPLAINS)
+def test_two_threads_explain_one_network(name):
+    network = zoo.seeded(zoo.Functional).train()
+    model = penlight.load(network, example=torch.zeros(1, 1, 16, 16))
+    _ = model.lines, model.layers
+    inputs = np.random.default_rng(0).random((4, 1, 16, 16), np.float32)
+    data = open_data(inputs, model.contract)
+
+    def ask(n):
+        return quick("explain", name).run(Request(model, model.find("fc:1"), data=data, input=inputs[n])).values
+
+    alone = [ask(n) for n in range(4)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(ask, range(4)))
+    for one, two in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-5 * max(1, np.abs(one).max()))
+    assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in network.modules())
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [
+        ("survey", "stream"),
+        ("survey", "merge"),
+        ("activations", "predictions"),
+        ("explain", "projections"),
+        ("explain", "gradient"),
+    ],
+)
 def test_what_is_lacking_is_said(open_zoo, verb, name):
     with pytest.raises(UsageError):
         quick(verb, name).run(Request(open_zoo("functional")))

@@ -240,3 +240,30 @@ def test_readers_on_other_threads_are_not_disturbed(open_zoo):
         assert calls == []
         probe(x)
     assert calls == [1]
+
+
+def test_a_network_that_flattens_by_a_view_is_prepared_as_well():
+    network = zoo.seeded(zoo.Viewing)
+    model = penlight.load(network, example=torch.zeros(1, 1, 16, 16))
+    x = torch.rand((3, 1, 16, 16), generator=torch.Generator().manual_seed(0)).contiguous(
+        memory_format=torch.channels_last
+    )
+    twin = model.prepared()
+    with torch.no_grad():
+        np.testing.assert_allclose(twin(x), network(x.contiguous()), atol=1e-6)
+        again = copy.deepcopy(twin)
+        again.fc.weight.zero_()
+        np.testing.assert_allclose(again(x)[0], network.fc.bias, atol=1e-6)
+    assert "forward" not in vars(network)
+
+
+def test_a_network_without_modules_has_its_scores():
+    class Bare(torch.nn.Module):
+        def forward(self, x):
+            return 1 - torch.relu(1 - x)
+
+    model = penlight.load(Bare(), example=torch.zeros(1, 3))
+    assert list(model.layers) == ["(logits)"]
+    np.testing.assert_allclose(
+        penlight.explain(model, np.array([0.5, 3, -1], np.float32), "class:0", method="gradient").values, [1, 0, 0]
+    )

@@ -16,6 +16,8 @@ _COMMANDS = {
     "layers": ("layers", "Every readable layer: kind, shape, units, receptive field."),
     "visualize": ("visualize", "What would excite this unit most, or least?"),
     "dream": ("dream", "More of whatever the network sees in a picture."),
+    "activations": ("activations", "What does every unit do with this input?"),
+    "explain": ("explain", "What in this input caused it?"),
     "survey": ("survey", "What in my data excites every unit?"),
     "atlas": ("atlas", "Ask all of it of every unit, and keep the answers."),
     "site": ("site", "Write an atlas as static HTML."),

@@ -75,7 +75,7 @@ def _flag(rows: dict[str, dict[str, Any]], of: int) -> Callable[[F], F]:
     """One flag for the option of some of a verb's methods, `of` in all."""
     first = next(iter(rows.values()))
     flag = "--" + first["name"].replace("_", "-")
-    help = first["help"] if len(rows) == of else f"{first['help']} ({', '.join(rows)})"
+    help = _told(rows, of)
     kinds = {row["type"] for row in rows.values()}
     if kinds == {"bool"}:
         if any(row["default"] for row in rows.values()):
@@ -90,10 +90,20 @@ def _flag(rows: dict[str, dict[str, Any]], of: int) -> Callable[[F], F]:
     return click.option(flag, first["name"], type=kind, default=None, help=f"{help} [default: {_defaults(rows)}]")
 
 
+def _told(rows: dict[str, dict[str, Any]], of: int) -> str:
+    """The option's line of help, with the methods that have it unless all have; where they say different things, all of them."""
+    said: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        said.setdefault(row["help"], []).append(name)
+    if len(said) == 1 and len(rows) == of:
+        return next(iter(said))
+    return "; ".join(f"{help} ({', '.join(names)})" for help, names in said.items())
+
+
 def _defaults(rows: dict[str, dict[str, Any]]) -> str:
     """'256', or where methods differ '256; lucid 512'."""
-    words = {True: "on", False: "off"}
-    defaults = {name: words.get(row["default"]) or str(row["default"]) for name, row in rows.items()}
+    words = {"True": "on", "False": "off"}  # not by value: 0 is no False here
+    defaults = {name: words.get(str(row["default"]), str(row["default"])) for name, row in rows.items()}
     usual = next(iter(defaults.values()))
     return "; ".join([usual, *(f"{name} {value}" for name, value in defaults.items() if value != usual)])
 

@@ -20,11 +20,12 @@ from penlight.cli.shared import (
     technique_options,
 )
 from penlight.render import columns, survey_sheet
-from penlight.results import FiltersResult, Picture, SurveyResult
+from penlight.results import FiltersResult, Picture, ProjectionsResult, SurveyResult
 from penlight.results.visualize import file_name
 
 if TYPE_CHECKING:
     from penlight.inputs import Data
+    from penlight.models import Model
 
 _UNITS_A_SHEET = 64
 
@@ -36,6 +37,10 @@ _UNITS_A_SHEET = 64
     "--layers", multiple=True, metavar="PATTERN", help="Layers to survey, as in 'features.*'; all by default."
 )
 @click.option("--method", default="stream", show_default=True, help="How; see 'penlight methods'.")
+@click.option(
+    "--project", is_flag=True,
+    help="Project every top example back to pixels (Zeiler and Fergus' deconvnet), on the sheets below the examples; needs --out.",
+)  # fmt: skip
 @technique_options("survey")
 @result_options
 def command(
@@ -43,6 +48,7 @@ def command(
     data: str | None,
     layers: tuple[str, ...],
     method: str,
+    project: bool,
     device: str,
     input_shape: str | None,
     trust: bool,
@@ -57,7 +63,7 @@ def command(
     """
     from penlight.api import find_data, survey
 
-    check_out(out)
+    _check(project, method, out)
     opened = open_model(model, input_shape, device, trust)
     found = None if data is None and opened.data is None else find_data(opened, data)
     with progress_bar("survey", "input") as progress:
@@ -65,8 +71,27 @@ def command(
     if isinstance(result, FiltersResult):
         give(result, out, as_json, _filters(result))
         return
-    sheets = _sheets(result, found) if found is not None and opened.contract.kind == "image" else ()
+    back = _projected(opened, result, found, top=int(options.get("top") or 9)) if project else None
+    sheets = _sheets(result, found, back) if found is not None and opened.contract.kind == "image" else ()
     give(result, out, as_json, _text(result), sheets)
+
+
+def _check(project: bool, method: str, out: Path | None) -> None:
+    """What cannot go together, before the work."""
+    from penlight.errors import BadOption
+
+    check_out(out)
+    if project and out is None:
+        raise BadOption("--project makes pictures; say where they go with --out DIR")
+    if project and method == "filters":
+        raise BadOption("--project is for the top examples of a survey; method 'filters' has none")
+
+
+def _projected(model: Model, survey: SurveyResult, data: Data | None, top: int) -> ProjectionsResult:
+    from penlight.api import project
+
+    with progress_bar("project", "unit") as progress:
+        return project(model, survey, data=data, top=top, progress=progress)
 
 
 def _filters(result: FiltersResult) -> str:
@@ -104,14 +129,14 @@ def _text(result: SurveyResult) -> str:
     return "\n".join(lines + ([f"  and {len(result.skipped) - 20} more"] if len(result.skipped) > 20 else []))
 
 
-def _sheets(result: SurveyResult, data: Data) -> Iterator[Picture]:
+def _sheets(result: SurveyResult, data: Data, back: ProjectionsResult | None) -> Iterator[Picture]:
     """The top examples of every unit, cut to what the unit saw, some units a sheet."""
     for path, one in result.layers.items():
         for start in range(0, len(one.mean), _UNITS_A_SHEET):
             units = [f"{path}:{u}" for u in range(start, min(start + _UNITS_A_SHEET, len(one.mean)))]
             wanted = sorted({example.index for unit in units for example in result.examples(unit)})
             inputs = {index: _pixels(data.read(index)) for index in wanted}
-            picture = survey_sheet(result, units, inputs)
+            picture = survey_sheet(result, units, inputs, projections=back)
             yield Picture(f"{file_name(path)}-top-{start:05d}", picture.pixels, picture.caption)
 
 

@@ -3,5 +3,6 @@
 from penlight.inputs.contract import InputContract
 from penlight.inputs.data import Batch, Data, batches, open_data
 from penlight.inputs.image import read_picture
+from penlight.inputs.one import Inputs, read_input
 
-__all__ = ["Batch", "Data", "InputContract", "batches", "open_data", "read_picture"]
+__all__ = ["Batch", "Data", "InputContract", "Inputs", "batches", "open_data", "read_input", "read_picture"]

@@ -77,6 +77,11 @@ class InputContract:
         """The axes after the channels, (H, W) for an image."""
         return self.shape[1:]
 
+    @property
+    def plain(self) -> bool:
+        """Whether inputs go in as they are: no normalisation is stated."""
+        return set(self.mean) == {0.0} and set(self.std) == {1.0}
+
     def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(mean, std), each (C, 1, …) float32, to broadcast over one input."""
         shape = (self.channels,) + (1,) * (len(self.shape) - 1)

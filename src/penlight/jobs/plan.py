@@ -18,6 +18,7 @@ from penlight.techniques.options import build
 _SHARD = 512  # inputs a survey task reads at least: what a killed run loses at most
 _SHARDS = 64  # survey tasks at most
 _CHUNK = 32  # units a synthesis task renders
+_SMALL, _FEW = 128 * 128, 3  # pictures up to this many pixels have all top examples projected, larger ones so many
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def plan_atlas(model: Model, data: Data | None, asked: AtlasOptions) -> list[Tas
             read["data"] = data.fingerprint()
         if technique.reads_survey:
             read["needs"] = ([task.key for task in tasks if task.verb == "survey"][-1],)
+        tasks += _projections(model, layers, asked, tasks[len(tasks) - 1 - (model.class_layer is not None)])
     tasks += _filters(model, asked)
     for layer in _classes_first(model, layers):
         tasks += _syntheses(model, layer, asked, read)
@@ -95,6 +97,21 @@ def _surveys(model: Model, data: Data, layers: Sequence[str], asked: AtlasOption
         yield _task(
             model, "activations", "predictions", asked.seed, {"samples": asked.samples}, data=digest, needs=(whole.key,)
         )
+
+
+def _projections(model: Model, layers: Sequence[str], asked: AtlasOptions, survey: Task) -> Iterator[Task]:
+    """The top examples of every unit back to pixels, for pictures."""
+    if len(model.contract.shape) != 3:
+        return
+    few = math.prod(model.contract.size) > _SMALL
+    options = {"top": min(asked.top, _FEW) if few else asked.top}
+    for layer in layers:
+        units = [str(unit) for unit in model.find(f"{layer}:*")]
+        for start in range(0, len(units), _CHUNK):
+            yield _task(
+                model, "explain", "projections", asked.seed, options, units=tuple(units[start : start + _CHUNK]),
+                data=survey.data, needs=(survey.key,),
+            )  # fmt: skip
 
 
 def _filters(model: Model, asked: AtlasOptions) -> Iterator[Task]:

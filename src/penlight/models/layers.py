@@ -212,7 +212,7 @@ def anatomy(network: nn.Module, example: Tensor) -> Anatomy:
             f"the network puts out a {type(output).__name__} without a tensor; wrap it so that it returns one"
         )
     layers = tuple(seen.layer for seen in recorder.seen)
-    if not layers:
+    if not layers and tensor.ndim != 2:
         raise CannotRun(
             "the network has no submodule that puts out a tensor, so no layer can be read; wrap its parts in modules"
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
 
 from penlight.models.layers import run, same_memory
 from penlight.models.probe import first_tensor, frozen_copy, listening
@@ -29,19 +31,39 @@ class _Rest(nn.Module):
         return x
 
 
+class _Reshapes(TorchFunctionMode):
+    """`x.view(…)` where the memory's order does not allow it: reshaped instead, as `x.reshape(…)` would be."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.view and not isinstance(args[1] if len(args) > 1 else None, torch.dtype):
+            return Tensor.reshape(args[0], *args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _run_reshaping(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    with _Reshapes():
+        return type(network).forward(network, *args, **kwargs)
+
+
+def _reshaping(network: nn.Module) -> nn.Module:
+    """The network with its views allowed for any order of memory: `x.view(-1, 400)` is how first networks flatten."""
+    network.forward = MethodType(_run_reshaping, network)
+    return network
+
+
 def prepare(network: nn.Module, example: Tensor, keep: Collection[str] = ()) -> nn.Module:
     """A frozen copy of `network` in eval mode that computes the same outputs faster.
 
     A BatchNorm that follows a convolution is folded into it, unless the convolution is in `keep`, the layers whose own outputs will
     be read. Folding is checked on `example` (N, *shape) and left out if the output moved.
     """
-    twin = _channels_last(frozen_copy(network), example)
+    twin = _channels_last(network, example)
     pairs = _foldable(twin, example, keep)
     if not pairs:
         return twin
     with torch.no_grad():
         before = first_tensor(run(twin, example))
-        folded = _fold(_channels_last(frozen_copy(network), example), pairs)
+        folded = _fold(_channels_last(network, example), pairs)
         after = first_tensor(run(folded, example))
     if before is None or after is None or not _close(before, after):
         return twin
@@ -49,9 +71,17 @@ def prepare(network: nn.Module, example: Tensor, keep: Collection[str] = ()) -> 
 
 
 def _channels_last(network: nn.Module, example: Tensor) -> nn.Module:
-    if example.ndim == 4:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
+    """A frozen copy, channels-last for pictures; one that takes views of its maps learns to reshape."""
+    twin = frozen_copy(network)
+    if example.ndim != 4:
+        return twin
+    twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        with torch.no_grad():
+            twin(example.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:  # "view size is not compatible"; any other failure comes again
+        return _reshaping(twin)
+    return twin
 
 
 def _close(before: Tensor, after: Tensor) -> bool:

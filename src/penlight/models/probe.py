@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -86,6 +87,8 @@ class Probe:
         self._calls.clear()
         self._left = set(self._wanted)
         self._thread = threading.get_ident()
+        # a network may write into its input, which autograd forbids at a leaf
+        inputs = tuple(x.clone() if x.requires_grad and x.is_leaf else x for x in inputs)
         try:
             if LOGITS in self._wanted:
                 with SoftmaxWatch() as watch:
@@ -130,28 +133,63 @@ class SoftmaxWatch(TorchFunctionMode):
         return None
 
 
+@dataclass
+class _Kept:
+    """How a network was before the first of those who now run it came."""
+
+    modes: list[tuple[nn.Module, bool]]
+    flags: list[tuple[nn.Parameter, bool]] | None = None
+    users: int = 0
+    freezers: int = 0
+
+
+_kept: dict[int, _Kept] = {}
+_keeping = threading.Lock()
+
+
 @contextmanager
 def undisturbed(network: nn.Module, *, freeze: bool = False) -> Iterator[None]:
     """The network in eval mode, on request without gradients for its parameters; afterwards as it was, after an error too.
 
-    Modes are kept module by module; the CPU's random state is put back as well.
+    Modes are kept module by module; the CPU's random state is put back as well. Blocks may be nested and run on several threads: the
+    last to leave puts the network back.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     random_state = torch.get_rng_state()
+    _enter(network, freeze)
     try:
-        for module, _ in modes:
-            module.training = False
-        if freeze:
-            for parameter, _ in flags:
-                parameter.requires_grad_(False)
         yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        _leave(network, freeze)
         torch.set_rng_state(random_state)
+
+
+def _enter(network: nn.Module, freeze: bool) -> None:
+    with _keeping:
+        kept = _kept.setdefault(id(network), _Kept([(module, module.training) for module in network.modules()]))
+        kept.users += 1
+        for module, _ in kept.modes:
+            module.training = False
+        if freeze:
+            kept.freezers += 1
+            if kept.flags is None:
+                kept.flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+            for parameter, _ in kept.flags:
+                parameter.requires_grad_(False)
+
+
+def _leave(network: nn.Module, freeze: bool) -> None:
+    with _keeping:
+        kept = _kept[id(network)]
+        kept.users -= 1
+        kept.freezers -= freeze
+        if kept.freezers == 0 and kept.flags is not None:
+            for parameter, flag in kept.flags:
+                parameter.requires_grad_(flag)
+            kept.flags = None
+        if kept.users == 0:
+            for module, training in kept.modes:
+                module.training = training
+            del _kept[id(network)]
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """Results → pictures, films, HTML fragments and text: pure functions that read no disk and never import torch."""
 
+from penlight.render.explain_sheet import explain_sheet
 from penlight.render.film import film
 from penlight.render.sheet import sheet, survey_sheet
 from penlight.render.svg import Mark, bars, histogram_svg
@@ -11,6 +12,7 @@ __all__ = [
     "Mark",
     "bars",
     "columns",
+    "explain_sheet",
     "film",
     "histogram_svg",
     "number",

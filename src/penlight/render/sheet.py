@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from penlight.results import Example, Picture, SurveyResult, VisualizeResult
+from penlight.results import Example, Picture, ProjectionsResult, SurveyResult, VisualizeResult
 from penlight.results.base import displayable
 from penlight.results.visualize import FRAGILE, NEVER_FIRED, NO_GRADIENT, ONCE, file_name
 
@@ -21,15 +21,19 @@ _WARNINGS = {NO_GRADIENT, FRAGILE, NEVER_FIRED}
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
+    """One picture of a sheet with the lines under it."""
+
     image: Image.Image | None  # None: nothing to show
     notes: Sequence[str]
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """Pictures side by side under one label."""
+
     label: str
-    cells: Sequence[_Cell]
+    cells: Sequence[Cell]
     notes: Sequence[str] = ()  # beside the label
 
 
@@ -53,7 +57,7 @@ def sheet(result: VisualizeResult, columns: int | None = None, scale: int | None
     shown = result.units[0] if count == 1 else f"{count} units"
     first = file_name(result.units[0]) if count else "none"
     name = f"sheet-{'sad' if result.minimize else 'happy'}-{first}"
-    return Picture(name, _draw(rows, columns), f"{word} inputs of {shown}, {seeds} start{'s' * (seeds != 1)} each")
+    return Picture(name, draw_rows(rows, columns), f"{word} inputs of {shown}, {seeds} start{'s' * (seeds != 1)} each")
 
 
 def survey_sheet(
@@ -62,35 +66,39 @@ def survey_sheet(
     inputs: Mapping[int, NDArray[np.uint8]],
     columns: int = 1,
     scale: int | None = None,
+    projections: ProjectionsResult | None = None,
 ) -> Picture:
     """The top examples of some units, cut to what the unit saw; `inputs`: (H, W, C) uint8 by index in the data.
 
-    Without `scale`, the crops of each unit are enlarged to about 80 pixels.
+    With `projections`, those stand below, an example each. Without `scale`, the crops of each unit are enlarged to about 80 pixels.
     """
     rows = []
     for unit in units:
         examples = survey.examples(unit)
         sides = [max(e.box[2] - e.box[0], e.box[3] - e.box[1]) for e in examples if e.box]
         own = scale or max(1, round(80 / max([1, *sides] if sides else [80])))
-        rows.append(_Row(unit, [_crop(example, inputs, own) for example in examples]))
+        rows.append(Row(unit, [_crop(example, inputs, own) for example in examples]))
+        if projections is not None and unit in projections.units:
+            back = [Cell(enlarged(one.image, own), []) for one in projections.of(unit)]
+            rows.append(Row(f"{unit}, back to pixels", back))
     name = f"top-{file_name(units[0]) if units else 'none'}"
-    return Picture(name, _draw(rows, columns), f"Top examples of {len(units)} units")
+    return Picture(name, draw_rows(rows, columns), f"Top examples of {len(units)} units")
 
 
 def _montage(channels: int) -> int:
     return 1 if channels in (1, 3, 4) else channels
 
 
-def _portrait_row(result: VisualizeResult, u: int, scale: int) -> _Row:
+def _portrait_row(result: VisualizeResult, u: int, scale: int) -> Row:
     label = result.units[u] + (f"  {result.labels[u]}" if result.labels[u] else "")
     cells = []
     for s in range(result.images.shape[1]):
         image = enlarged(result.images[u, s], scale)
         dark = result.zero_gradient[u, s]
-        cells.append(_Cell(hatched(image.size) if dark else image, _evidence(result, u, s)))
+        cells.append(Cell(hatched(image.size) if dark else image, _evidence(result, u, s)))
     stability = float(result.stability[u])
     notes = [f"stability {stability:.2f}"] if math.isfinite(stability) else []
-    return _Row(label, cells, [*notes, *([NEVER_FIRED] if result.never_fired[u] else [])])
+    return Row(label, cells, [*notes, *([NEVER_FIRED] if result.never_fired[u] else [])])
 
 
 def _evidence(result: VisualizeResult, u: int, s: int) -> list[str]:
@@ -120,14 +128,14 @@ def against_real(percentile: float, ratio: float, minimize: bool = False) -> str
     return f"{'below' if minimize else 'above'} {math.floor(1000 * percentile) / 10:g} %"
 
 
-def _crop(example: Example, inputs: Mapping[int, NDArray[np.uint8]], scale: int) -> _Cell:
+def _crop(example: Example, inputs: Mapping[int, NDArray[np.uint8]], scale: int) -> Cell:
     notes = [f"{example.activation:.3g}"]
     if example.index not in inputs:
-        return _Cell(None, notes)
+        return Cell(None, notes)
     pixels = inputs[example.index]
     top, left, bottom, right = example.box or (0, 0, *pixels.shape[:2])
     seen = pixels[max(top, 0) : bottom, max(left, 0) : right]
-    return _Cell(enlarged(seen, scale) if seen.size else None, notes)
+    return Cell(enlarged(seen, scale) if seen.size else None, notes)
 
 
 def enlarged(pixels: NDArray[np.uint8], scale: int) -> Image.Image:
@@ -148,12 +156,13 @@ def hatched(size: tuple[int, int]) -> Image.Image:
     return image
 
 
-def _lines(rows: Sequence[_Row]) -> int:
+def _lines(rows: Sequence[Row]) -> int:
     """Lines of text under a picture, at most."""
     return max((len(cell.notes) for row in rows for cell in row.cells), default=1)
 
 
-def _draw(rows: Sequence[_Row], columns: int) -> NDArray[np.uint8]:
+def draw_rows(rows: Sequence[Row], columns: int) -> NDArray[np.uint8]:
+    """(H, W, 3): the rows on paper, `columns` of them beside each other."""
     font, small = ImageFont.load_default(TEXT), ImageFont.load_default(TEXT - 2)
     cells = [cell for row in rows for cell in row.cells]
     images = [cell.image for cell in cells if cell.image]
@@ -183,5 +192,5 @@ def _draw(rows: Sequence[_Row], columns: int) -> NDArray[np.uint8]:
     return np.asarray(canvas)
 
 
-def _title(row: _Row) -> str:
+def _title(row: Row) -> str:
     return "  ".join([row.label, *row.notes])

@@ -1,18 +1,25 @@
 """Frozen, framework-free answers; none of these modules imports torch."""
 
+from penlight.results.activations import ActivationsResult
 from penlight.results.base import Picture, Provenance, Result, load_result
+from penlight.results.explain import ExplainResult, ExplanationsResult
 from penlight.results.filters import FiltersResult
 from penlight.results.predictions import PredictionsResult
+from penlight.results.projections import ProjectionsResult
 from penlight.results.survey import Example, LayerSurvey, SurveyResult, Top
 from penlight.results.sweep import Sweep, SweepResult
 from penlight.results.visualize import VisualizeResult
 
 __all__ = [
+    "ActivationsResult",
     "Example",
+    "ExplainResult",
+    "ExplanationsResult",
     "FiltersResult",
     "LayerSurvey",
     "Picture",
     "PredictionsResult",
+    "ProjectionsResult",
     "Provenance",
     "Result",
     "SurveyResult",

@@ -23,7 +23,8 @@ class Request:
     """What is asked: of which model, which units or layers, on which data, from which seed.
 
     `targets` are expressions of units, for the methods that take them; `earlier` holds results a plan hands over; `frames` is how many
-    pictures of the way are to be kept; `pictures` are arrays (H, W, C) uint8 that stand for options naming a picture file.
+    pictures of the way are to be kept; `pictures` are arrays (H, W, C) uint8 that stand for options naming a picture file; `input` is
+    the one input (*shape), uint8 or float, that is to be explained.
     """
 
     model: Model
@@ -35,6 +36,7 @@ class Request:
     targets: Sequence[Any] = ()
     frames: int = 0
     pictures: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    input: NDArray[Any] | None = None
     progress: Progress = field(default=lambda done, of: None)
 
 
@@ -53,7 +55,7 @@ class Technique(ABC):
         """Answer; leaves the model as it was."""
 
 
-VERBS = ("visualize", "activations", "survey")
+VERBS = ("visualize", "activations", "explain", "survey")
 methods: Mapping[str, Registry[type[Technique]]] = {
     verb: Registry(f"{verb} method", f"penlight.{verb}") for verb in VERBS
 }

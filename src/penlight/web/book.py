@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from penlight.errors import BadInput
-from penlight.results import FiltersResult, LayerSurvey, PredictionsResult, Provenance, SurveyResult, VisualizeResult
+from penlight.results import (
+    FiltersResult,
+    LayerSurvey,
+    PredictionsResult,
+    ProjectionsResult,
+    Provenance,
+    SurveyResult,
+    VisualizeResult,
+)
+from penlight.results.visualize import file_names
 from penlight.store import Atlas
 from penlight.web.addresses import safe_names
 from penlight.web.album import Album, named, shown_size
@@ -118,6 +127,16 @@ class Filter:
     norm: float
 
 
+@dataclass(frozen=True)
+class Back:
+    """A unit's top examples projected back to pixels: one file, and the box (top, left, bottom, right) in it by index in the data."""
+
+    file: str
+    size: tuple[int, int]
+    boxes: Mapping[int, tuple[int, int, int, int]]
+    provenance: Provenance
+
+
 @dataclass
 class Book:
     """An atlas without its pixels."""
@@ -132,6 +151,7 @@ class Book:
     inputs_from: Provenance | None = None
     filters: dict[str, list[Filter]] = field(default_factory=dict)
     filters_from: dict[str, Provenance] = field(default_factory=dict)
+    backs: dict[str, Back] = field(default_factory=dict)  # by unit
 
     @property
     def pages(self) -> list[Layer]:
@@ -189,6 +209,8 @@ def _add(book: Book, atlas: Atlas, key: str, album: Album, names: Mapping[str, s
         book.survey = result
     elif isinstance(result, PredictionsResult):
         _add_inputs(book, result, atlas, key, album)
+    elif isinstance(result, ProjectionsResult):
+        _add_backs(book, result, atlas, key, album, names)
     elif isinstance(result, FiltersResult) and result.layer in names:
         _add_filters(book, result, atlas, key, album, names[result.layer])
 
@@ -270,6 +292,21 @@ def _add_filters(book: Book, result: FiltersResult, atlas: Atlas, key: str, albu
         )
         for u in range(len(result.filters))
     ]
+
+
+def _add_backs(
+    book: Book, result: ProjectionsResult, atlas: Atlas, key: str, album: Album, names: Mapping[str, str]
+) -> None:
+    pictures = named(result.pictures())
+    for unit, stem in zip(result.units, file_names(result.units), strict=True):
+        path, _, index = unit.rpartition(":")
+        if path not in names or f"{stem}-projections" not in pictures:
+            continue
+        strip, boxes = result.strip(unit)
+        file = album.keep(names[path], f"back-{index}", atlas.path(key), pictures[f"{stem}-projections"])
+        numbers = [one.index for one in result.of(unit)]
+        placed = dict(zip(numbers, boxes, strict=True))
+        book.backs[unit] = Back(file, shown_size(strip), placed, result.provenance)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Crop:
     example: Example
     input: Input | None
     box: Box | None
+    back: Crop | None = None  # the same place projected back to pixels
 
     @property
     def part(self) -> bool:
@@ -273,8 +274,15 @@ class Pages:
         for example in self.book.survey.examples(unit)[:count]:
             top, left, bottom, right = example.box or (0, 0, 0, 0)
             box = example.box if bottom > top and right > left else None
-            crops.append(Crop(example, self.book.inputs.get(example.index), box))
+            crops.append(Crop(example, self.book.inputs.get(example.index), box, self._back(unit, example)))
         return crops
+
+    def _back(self, unit: str, example: Example) -> Crop | None:
+        back = self.book.backs.get(unit)
+        if back is None or example.index not in back.boxes:
+            return None
+        strip = Input(example.index, f"{example.name}, back to pixels", back.file, back.file, back.size, (), None)
+        return Crop(example, strip, back.boxes[example.index])
 
     def _ratio(self, happy: list[Portrait], row: dict[str, Any] | None) -> str | None:
         best = best_activation(happy)
@@ -322,6 +330,9 @@ class Pages:
         found = [("HappyMap", p.provenance) for p in happy] + [("SadMap", p.provenance) for p in sad]
         if row is not None and book.survey is not None:
             found.append(("Real examples and statistics", book.survey.provenance))
+        unit = None if row is None else row["unit"]
+        if unit in book.backs:
+            found.append(("Projections back to pixels", book.backs[unit].provenance))
         if book.inputs_from is not None:
             found.append(("Predictions", book.inputs_from))
         if layer.path in book.filters_from:

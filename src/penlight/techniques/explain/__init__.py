@@ -1,0 +1,1 @@
+"""What in this input caused it?"""

@@ -1,0 +1,234 @@
+"""The aim's value with a window of the input covered, for many windows: incrementally where the network allows it, else in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penlight.errors import CannotRun
+from penlight.models.probe import listening
+from penlight.techniques.explain.chunks import chunk_size, free_bytes, is_memory_error
+from penlight.techniques.explain.explanation import Scene
+from penlight.techniques.explain.windowed import Block, GiveUp, Ledger, Piece, Session, State, Windowed, channels_last
+from penlight.techniques.explain.windowed_boxes import Axis
+from penlight.techniques.explain.windowed_ops import OPERATORS
+
+Progress = Callable[[int], None]
+_CAP = 128 * 2**20  # bytes a batch of boxes may take: more is no faster
+_SHARE = 0.4  # of the free memory that it may take
+_ALIVE = 4.0  # boxes of the largest operator's size that live at once
+_MOST = 64  # positions a batch
+_FEW = 8  # below so many positions, incremental inference does not pay
+_SPAN = 40  # pixels within which windows share the size of their boxes, as borders cut these off
+_PHASE = 16  # pixels after which windows lie alike in strided maps
+_TOLERANCE, _ROUNDING = 1e-4, 1e-5  # of the values' scale, and at all: incremental passes only round differently
+
+
+@dataclass(frozen=True)
+class Cover:
+    """A window that is covered: its first row and column, its size, and the one channel, or None for all."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+    channel: int | None = None
+
+
+class Passes:
+    """Runs one scene's network on inputs with windows covered by `fill` (1, *shape).
+
+    `value` is the aim's for the input itself; `reason` says why passes are run in full, once they are; `difference` is the largest
+    between incremental and full passes where both were run.
+    """
+
+    def __init__(self, scene: Scene, fill: Tensor, incremental: bool = True) -> None:
+        self.scene, self.fill = scene, fill
+        self.network = scene.prepared()
+        self.picture = scene.x.ndim == 4
+        self.clean = channels_last(scene.x) if self.picture else scene.x
+        self.incremental = incremental and self.picture
+        self.reason = f"there are fewer than {_FEW} positions" if self.incremental else ""
+        self.positions, self.difference = 0, 0.0
+        self._session, self._plain, self._each = Session(OPERATORS), 0.0, 0.0
+        self._in_full, self._in_boxes = 0, 0
+        self._axes: dict[tuple[tuple[int, ...], int, int], Axis] = {}
+        with torch.no_grad(), Ledger(1) as ledger:
+            self.value = float(scene.scores(self.network, self.clean.clone())[0])
+        self._full = ledger.multiplied
+
+    @property
+    def _ready(self) -> bool:
+        return self.incremental and self._each > 0
+
+    @property
+    def share(self) -> float:
+        """Multiply-adds done, of those that full passes for every position take."""
+        done = self._full * self._in_full + self._session.multiplied + self._plain * self._in_boxes
+        asked = self._full * self.positions
+        return done / asked if asked else 1.0
+
+    @property
+    def fallbacks(self) -> list[str]:
+        """Operators that needed whole maps, and where."""
+        return self._session.fallbacks if self.incremental else []
+
+    def values(self, covers: Sequence[Cover], progress: Progress) -> Tensor:
+        """(positions,) on the CPU: the aim's value for every cover, in their order."""
+        found = torch.empty(len(covers), dtype=self.clean.dtype)
+        order = sorted(range(len(covers)), key=lambda n: _place(covers[n]))
+        if self.incremental and not self._each and len(order) >= _FEW:
+            self._try([covers[order[0]], covers[order[len(order) // 2]]])
+        self.positions += len(covers)
+        done, size = 0, self._size()
+        while done < len(order):
+            chosen = order[done : done + size]
+            run = self._boxes if self._ready else self._whole
+            try:
+                found[chosen] = run([covers[n] for n in chosen]).cpu()
+            except GiveUp as reason:
+                self._give_up(str(reason))
+                size = self._size()
+                continue
+            except (MemoryError, RuntimeError, CannotRun) as error:
+                if size == 1 or not is_memory_error(error):
+                    raise
+                size = max(1, min(size, len(chosen)) // 2)
+                continue
+            done += len(chosen)
+            progress(len(chosen))
+        return found
+
+    def _size(self) -> int:
+        """Positions a batch."""
+        if not self._ready:
+            return chunk_size(self.scene.model)
+        room = min(_CAP, _SHARE * free_bytes(self.clean.device))
+        return int(max(2, min(_MOST, room / max(self._each, 1.0))))
+
+    def _try(self, covers: list[Cover]) -> None:
+        """Two positions, incrementally and in full: what they take, and whether they agree."""
+        try:
+            with self._named(), Ledger(len(covers)) as ledger:
+                quick = self._boxes(covers)
+        except GiveUp as reason:
+            return self._give_up(str(reason))
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError) as error:
+            first = str(error).strip().splitlines() or [""]
+            return self._give_up(f"{type(error).__name__}: {first[0]}")
+        self.reason, self._each = "", _ALIVE * self._session.bytes + 2.0 * ledger.bytes / len(covers) + 1.0
+        self._plain = ledger.multiplied / len(covers)
+        slow = self._whole(covers)
+        scale = max(float(slow.abs().max()), abs(self.value))
+        self.difference = float((quick - slow).abs().max())
+        if not self.difference <= _TOLERANCE * scale + _ROUNDING:
+            self._give_up(f"it differs from a full pass by {self.difference:.1e}")
+        return None
+
+    def _give_up(self, reason: str) -> None:
+        self.incremental, self.reason = False, reason
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Tells the session which module runs."""
+        stack = self._session.where
+        names = {module: name for name, module in self.network.named_modules()}
+
+        def before(module: nn.Module, _: Any) -> None:
+            stack.append(names[module])
+
+        def after(module: nn.Module, _: Any, __: Any) -> None:
+            stack.pop()
+
+        with listening(self.network, after, before):
+            yield
+        stack.clear()
+
+    def _whole(self, covers: Sequence[Cover]) -> Tensor:
+        batch = self.clean.repeat((len(covers),) + (1,) * (self.clean.ndim - 1))
+        if self.clean.ndim == 4:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        for one, cover in zip(batch, covers, strict=True):
+            where = _where(cover, one.ndim)
+            one[where] = self.fill[0][where]
+        with torch.no_grad():
+            made = self.scene.scores(self.network, batch)
+        self._in_full += len(covers)
+        return made
+
+    def _boxes(self, covers: Sequence[Cover]) -> Tensor:
+        twice = list(covers) * 2 if len(covers) == 1 else list(covers)  # a batch of one looks like a constant
+        blocks: list[Block] = []
+        for _, same in groupby(twice, _group):
+            blocks += self._blocks_of(list(same), sum(len(block.values) for block in blocks))
+        session = self._session
+        session.begin()
+        given = Windowed(session, State(self.clean, blocks))
+        with torch.no_grad():
+            made = self.scene.scores(self.network, given)
+        if isinstance(made, Windowed):
+            made = session.whole(made)
+        self._in_boxes += len(twice)
+        return made[: len(covers)]
+
+    def _blocks_of(self, covers: list[Cover], first: int) -> list[Block]:
+        """Covers of one size and channel as rows × columns, as few pieces as it takes."""
+        rows = [(row, tuple(c.column for c in of)) for row, of in groupby(covers, lambda c: c.row)]
+        blocks: list[Block] = []
+        for columns, same in groupby(rows, lambda r: r[1]):
+            blocks.append(self._block(covers[0], tuple(row for row, _ in same), columns, first))
+            first += len(blocks[-1].values)
+        return blocks
+
+    def _axis(self, places: tuple[int, ...], window: int, length: int) -> Axis:
+        key = (places, window, length)
+        if key not in self._axes:
+            self._axes[key] = Axis.at(places, window, length)
+        return self._axes[key]
+
+    def _block(self, cover: Cover, rows: tuple[int, ...], columns: tuple[int, ...], first: int) -> Block:
+        height, width = self.clean.shape[2:]
+        y, x = self._axis(rows, cover.height, height), self._axis(columns, cover.width, width)
+        values = self.clean.new_empty((y.count * x.count, y.size, x.size, self.clean.shape[1])).permute(0, 3, 1, 2)
+        channels = slice(None) if cover.channel is None else slice(cover.channel, cover.channel + 1)
+        for n in range(len(values)):
+            i, j = divmod(n, x.count)
+            top, left = int(y.start[i]), int(x.start[j])
+            values[n] = self.clean[0, :, top : top + y.size, left : left + x.size]
+            rows_, columns_ = slice(int(y.low[i]), int(y.high[i])), slice(int(x.low[j]), int(x.high[j]))
+            values[n, channels, rows_.start - top : rows_.stop - top, columns_.start - left : columns_.stop - left] = (
+                self.fill[0, channels, rows_, columns_]
+            )
+        return Block(values, (Piece(first, y, x),))
+
+
+def _group(cover: Cover) -> tuple[int, ...]:
+    """Covers with the same key make one part: boxes of about the same size, lying alike in strided maps."""
+    return (
+        cover.height,
+        cover.width,
+        -1 if cover.channel is None else cover.channel,
+        cover.row // _SPAN,
+        cover.row % _PHASE,
+        cover.column // _SPAN,
+        cover.column % _PHASE,
+    )
+
+
+def _place(cover: Cover) -> tuple[int, ...]:
+    return (*_group(cover), cover.row, cover.column)
+
+
+def _where(cover: Cover, ndim: int) -> tuple[slice, ...]:
+    """The covered cells of one input: a window spans the last two axes, the last where there are only channels besides."""
+    rows, columns = slice(cover.row, cover.row + cover.height), slice(cover.column, cover.column + cover.width)
+    channels = slice(None) if cover.channel is None else slice(cover.channel, cover.channel + 1)
+    if ndim < 3:
+        return (channels, columns)[2 - ndim :]
+    return (channels, *(slice(None),) * (ndim - 3), rows, columns)
