@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import penlight
 import zoo
@@ -409,3 +410,25 @@ def test_nothing_is_left_behind(technique):
     technique.run(Request(model, input=given(1, 14, 18)))
     assert all(m.training and not m._forward_hooks for m in network.modules())
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
+
+
+def test_a_layer_that_is_found_is_read_behind_its_relu(open_zoo):
+    """A function's ReLU is no layer, but what it puts out is what the papers weigh."""
+    x = given(1, 16, 16)
+    found = {}
+    for name in ("functional", "viewing"):
+        found[name] = GradCam().run(Request(open_zoo(name), targets=["class:1"], input=x))
+        assert found[name].evidence["read"] == "behind its ReLU"
+    network = open_zoo("functional").network
+    with torch.enable_grad():
+        maps = F.relu(network.conv2(F.max_pool2d(F.relu(network.conv1(torch.from_numpy(x[None]))), 2)))
+        maps.retain_grad()
+        network.fc(F.max_pool2d(maps, 2).flatten(1))[0, 1].backward()
+    expected = torch.relu((maps.grad.mean((2, 3), keepdim=True) * maps).sum(1))[0].detach().numpy()
+    for result in found.values():
+        np.testing.assert_allclose(result.values, expected, atol=1e-6)
+    named = GradCam(layer="conv2").run(Request(open_zoo("functional"), targets=["class:1"], input=x))
+    assert "read" not in named.evidence
+    assert np.abs(named.values - expected).max() > 1e-4
+    on = GradCam(layer="conv2", rectified="on").run(Request(open_zoo("functional"), targets=["class:1"], input=x))
+    np.testing.assert_allclose(on.values, expected, atol=1e-6)

@@ -15,7 +15,7 @@ from penlight.errors import BadOption
 from penlight.models import Model, Probe
 from penlight.techniques.explain import aim as aims
 from penlight.techniques.explain.aim import Aim
-from penlight.techniques.explain.backward import Rule, differentiate, warnings
+from penlight.techniques.explain.backward import Rule, differentiate, nodes, operation, warnings
 from penlight.techniques.explain.chunks import chunk_size, in_chunks
 from penlight.techniques.explain.explanation import Attribution, Explanation, Scene
 from penlight.techniques.explain.fills import FILL_HELP, FILLS, filled
@@ -23,6 +23,7 @@ from penlight.techniques.explain.grid import Grid, grids
 from penlight.techniques.options import option
 
 _LAYER_HELP = "the layer whose maps are added up; none: the last one before the aim whose places reach it"
+_RECTIFIED_HELP = "read a layer whose output goes straight into a ReLU behind that, as the papers do; auto: a layer that is found, not one that is named"
 _RELU_HELP = "keep only what speaks for the aim, as the paper does; without, the map is signed"
 _CHUNK = 16  # layers that are looked at in one pass when a layer is searched
 _SMOOTH = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -35,6 +36,16 @@ class _Read:
     grid: Grid
     maps: Tensor
     gradient: Tensor
+    rectified: bool = False  # read behind the rectifier that takes the layer's output
+
+    def evidence(self) -> dict[str, Any]:
+        """What was read, for the user."""
+        found: dict[str, Any] = {"layer": self.grid.path, "map": "×".join(map(str, self.grid.shape))}
+        if self.rectified:
+            found["read"] = "behind its ReLU"
+        if self.grid.extra:
+            found["tokens that are no place"] = len(self.grid.extra)
+        return found
 
 
 class _OverPlaces(Explanation):
@@ -53,20 +64,20 @@ class _Cam(_OverPlaces):
 
     layer: str
     relu: bool
+    rectified: str
 
     @abstractmethod
     def weights(self, scene: Scene, read: _Read) -> Tensor:
         """(units,): the weight of every map."""
 
     def attribute(self, scene: Scene) -> Attribution:
-        read = _read(scene, _choose(scene, self.layer))
+        read = _read(
+            scene, _choose(scene, self.layer), self.rectified == "on" or (self.rectified == "auto" and not self.layer)
+        )
         weights = self.weights(scene, read)
         summed = torch.einsum("c,c...->...", weights, read.maps)
         values = summed.clamp_min(0) if self.relu else summed
-        evidence: dict[str, Any] = {"layer": read.grid.path, "map": "×".join(map(str, read.grid.shape))}
-        if read.grid.extra:
-            evidence["tokens that are no place"] = len(read.grid.extra)
-        return Attribution(values, signed=not self.relu, evidence=evidence, notes=self.notes(read, summed))
+        return Attribution(values, signed=not self.relu, evidence=read.evidence(), notes=self.notes(read, summed))
 
     def notes(self, read: _Read, summed: Tensor) -> tuple[str, ...]:
         """What the user must know of an empty map."""
@@ -93,6 +104,7 @@ class GradCam(_Cam):
 
     layer: str = option("", _LAYER_HELP)
     relu: bool = option(True, _RELU_HELP)
+    rectified: str = option("auto", _RECTIFIED_HELP, choices=("auto", "on", "off"))
 
     def weights(self, scene: Scene, read: _Read) -> Tensor:
         return read.gradient.flatten(1).mean(1)
@@ -116,6 +128,7 @@ class GradCamPlusPlus(_Cam):
 
     layer: str = option("", _LAYER_HELP)
     relu: bool = option(True, _RELU_HELP)
+    rectified: str = option("auto", _RECTIFIED_HELP, choices=("auto", "on", "off"))
 
     def weights(self, scene: Scene, read: _Read) -> Tensor:
         gradient = read.gradient.flatten(1).clamp_min(0)  # places that speak against it weigh nothing
@@ -141,9 +154,10 @@ class GuidedGradCam(_OverPlaces):
         "how the map is brought to the input's size; smooth is the paper's, nearest keeps to the layer's places",
         choices=("nearest", "smooth"),
     )
+    rectified: str = option("auto", _RECTIFIED_HELP, choices=("auto", "on", "off"))
 
     def attribute(self, scene: Scene) -> Attribution:
-        coarse = GradCam(self.layer).attribute(scene)
+        coarse = GradCam(self.layer, rectified=self.rectified).attribute(scene)
         assert isinstance(coarse.values, Tensor)
         rule = Rule("guided")
         fine = differentiate(scene, scene.x, rule)
@@ -187,6 +201,7 @@ class ScoreCam(_Cam):
         choices=("score", "softmax"),
     )
     fill: str = option("zeros", FILL_HELP, choices=FILLS)
+    rectified: str = option("auto", _RECTIFIED_HELP, choices=("auto", "on", "off"))
 
     def weights(self, scene: Scene, read: _Read) -> Tensor:
         flat = read.maps.flatten(1)
@@ -298,26 +313,43 @@ def _gradients(scene: Scene, paths: Sequence[str]) -> dict[str, Tensor]:
     return {path: layers[path].units_first(g) for path, g in zip(leading, found, strict=True) if g is not None}
 
 
-def _read(scene: Scene, grid: Grid) -> _Read:
-    """One layer's maps and the aim's gradient to them; `BadOption` if the aim does not depend on the layer."""
+def _read(scene: Scene, grid: Grid, behind: bool) -> _Read:
+    """One layer's maps and the aim's gradient to them; `BadOption` if the aim does not depend on the layer.
+
+    With `behind`, a layer whose output goes straight into a ReLU is read behind that, as the papers do.
+    """
     layer, kept, value = scene.model.layers[grid.path], [], []  # type: Any, list[Tensor], list[Tensor]
+    entry: list[Any] = []
 
     def cut(output: Tensor) -> Tensor:
         kept.append(output.detach().clone().requires_grad_())
-        return kept[-1].clone()  # what writes into its input leaves the map as it is
+        apart = kept[-1].clone()  # what writes into its input leaves the map as it is
+        entry.append(apart.grad_fn)
+        return apart
 
     def read(output: Tensor) -> None:
         value.append(scene.aim.read(output, scene.model.layers[scene.aim.layer]))
 
+    given: list[Tensor] = []
     with torch.enable_grad():
         with Probe(scene.network, {grid.path: cut, scene.aim.layer: read}) as probe:
             probe(scene.x)
         gradient = None
         if value[-1].requires_grad:
+            gate = _gate(value[-1].grad_fn, entry[-1]) if behind else None
+            if gate is not None:
+                gate.register_prehook(lambda grads: given.append(grads[0]))
             gradient = torch.autograd.grad(value[-1].sum(), kept[-1], allow_unused=True)[0]
     if gradient is None:
         raise BadOption(f"{scene.aim} does not depend on layer {grid.path!r}; name a layer on the way to it")
     if len(kept[-1]) != 1:
         raise BadOption(f"layer {grid.path!r} puts out {len(kept[-1])} rows for one input; name another layer")
-    maps, slope = (grid.places(layer.units_first(t.detach()))[0] for t in (kept[-1], gradient))
-    return _Read(grid, maps, slope)
+    found = (kept[-1].clamp_min(0), given[-1]) if given else (kept[-1], gradient)
+    maps, slope = (grid.places(layer.units_first(t.detach()))[0] for t in found)
+    return _Read(grid, maps, slope, bool(given))
+
+
+def _gate(root: Any, entry: Any) -> Any:
+    """The ReLU that alone takes what `entry` puts out; None if there is none."""
+    takers = [node for node in nodes(root) if any(below is entry for below, _ in node.next_functions)]
+    return takers[0] if len(takers) == 1 and operation(takers[0]) == "Relu" else None

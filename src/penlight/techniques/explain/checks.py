@@ -95,7 +95,10 @@ def _pinned(technique: Technique, result: ExplainResult) -> Technique:
     layer = result.evidence.get("layer")
     has = any(field.name == "layer" for field in fields(technique))  # type: ignore[arg-type]
     if has and layer and getattr(technique, "layer", None) == "":
-        return replace(technique, layer=layer)  # type: ignore[type-var]
+        pinned: dict[str, Any] = {"layer": layer}
+        if any(field.name == "rectified" for field in fields(technique)):  # type: ignore[arg-type]
+            pinned["rectified"] = "on" if "read" in result.evidence else "off"
+        return replace(technique, **pinned)  # type: ignore[type-var]
     return technique
 
 
