@@ -27,6 +27,28 @@ def test_the_session_of_the_readme_runs():
     assert names["happy"].activations.min() > 5
 
 
+def test_the_method_of_ones_own_in_the_docs_runs():
+    import numpy as np
+
+    from penlight.techniques.contract import methods
+
+    blocks = re.findall(r"```python\n(.*?)```", (HOME / "docs" / "explain.md").read_text("utf-8"), re.S)
+    (block,) = [text for text in blocks if "class Away" in text]
+    names: dict[str, object] = {"__name__": "example"}
+    exec(compile(block, "explain.md", "exec", dont_inherit=True), names)
+    methods["explain"].add("away", names["Away"])
+    try:
+        import penlight
+
+        found = penlight.explain("letters", "data:3", method="away", fill="blur", check=True)
+    finally:
+        methods["explain"].remove("away")
+    assert found.values.shape == (28, 28)
+    assert np.ptp(found.values, axis=1).max() == 0
+    assert found.values.std() > 0
+    assert found.checks["deletion"] is not None
+
+
 @pytest.mark.parametrize(("file", "line"), LINES)
 def test_the_command_lines_are_understood(file, line):
     words = shlex.split(line)[1:]
