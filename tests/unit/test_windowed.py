@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -259,7 +259,7 @@ def test_tiled_convolutions_take_part():
         agree(network, (3, 64, 70), window=(17, 17), stride=(6, 6))
     finally:
         winograd.convolve = original
-    assert any(height % 4 for height, _ in called)
+    assert any(height % 4 or width % 4 for height, width in called)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (13, 2), (1, 1)])
@@ -439,7 +439,10 @@ def test_random_networks(layers, window, seed):
     network = zoo.seeded(
         lambda: nn.Sequential(*(kind(*args) for kind, args in layers), nn.Flatten(), nn.LazyLinear(2)), seed
     )
-    network.eval()(torch.zeros(1, 3, 25, 23))
+    try:
+        network.eval()(torch.zeros(1, 3, 25, 23))
+    except RuntimeError:  # a kernel is larger than what is left of the map
+        assume(False)
     scene = scene_of(network, (3, 25, 23), seed=seed)
     covers = [Cover(row, column, *window) for row in range(0, 25, 6) for column in range(0, 23, 5)]
     quick, slow = (Passes(scene, torch.zeros_like(scene.x), which) for which in (True, False))

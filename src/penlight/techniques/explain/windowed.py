@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from penlight.techniques.explain.windowed_boxes import Axis, Plan
 
 Handler = Callable[["Session", Any, Sequence[Any], Mapping[str, Any]], Any]
-WHOLE = 0.85  # from this share of a map on, boxes cost more than they save
+WHOLE = 0.9  # from this share of a map on, boxes cost more than they save
 _NHWC = torch.channels_last
 
 
@@ -212,6 +212,9 @@ class Session:
     _records: list[_Record] = field(default_factory=list)
     _next: int = 0
     _kept: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
+    _read: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # overwritten maps that are kept, as something else has read them
     _scratch: Tensor | None = None
 
     def begin(self) -> None:
@@ -235,11 +238,15 @@ class Session:
 
     def forget(self, old: Tensor) -> None:
         """Let go of a clean map that an in-place operator overwrote, unless something else has read it; its shape stays."""
+        if old.is_meta or id(old) in self._read:
+            return
+        self._read[id(old)] = old
         if not any(record.made is old for record in self._records):
             return
         readers = [record for record in self._records if any(one is old for one in _tensors(record.given))]
-        if old.is_meta or len(readers) != 1 or any(map is old for map, _ in self._kept.values()):
+        if len(readers) != 1 or any(map is old for map, _ in self._kept.values()):
             return
+        del self._read[id(old)]
         token = torch.empty_like(old, device="meta")
         for record in self._records:
             record.made = token if record.made is old else record.made
