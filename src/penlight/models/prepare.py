@@ -58,16 +58,16 @@ def prepare(network: nn.Module, example: Tensor, keep: Collection[str] = ()) -> 
     be read. Folding is checked on `example` (N, *shape) and left out if the output moved.
     """
     twin = _channels_last(network, example)
-    pairs = _foldable(twin, example, keep)
-    if not pairs:
+    if not any(_is_norm(module) for module in twin.modules()):
         return twin
     with torch.no_grad():
-        before = first_tensor(run(twin, example))
-        folded = _fold(_channels_last(network, example), pairs)
-        after = first_tensor(run(folded, example))
+        pairs, before = _foldable(twin, example, keep)
+        if not pairs:
+            return twin
+        after = first_tensor(run(_fold(twin, pairs), example))
     if before is None or after is None or not _close(before, after):
-        return twin
-    return folded
+        return _channels_last(network, example)
+    return twin
 
 
 def _channels_last(network: nn.Module, example: Tensor) -> nn.Module:
@@ -78,7 +78,7 @@ def _channels_last(network: nn.Module, example: Tensor) -> nn.Module:
     twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         with torch.no_grad():
-            twin(example.contiguous(memory_format=torch.channels_last))
+            twin(example[:1].contiguous(memory_format=torch.channels_last))
     except RuntimeError:  # "view size is not compatible"; any other failure comes again
         return _reshaping(twin)
     return twin
@@ -89,8 +89,10 @@ def _close(before: Tensor, after: Tensor) -> bool:
     return bool(torch.isfinite(after).all()) and float((before - after).abs().max()) <= _TOLERANCE * scale + 1e-7
 
 
-def _foldable(network: nn.Module, example: Tensor, keep: Collection[str]) -> list[tuple[str, str]]:
-    """(convolution, norm) paths: the norm reads exactly what the convolution wrote, and each runs once."""
+def _foldable(
+    network: nn.Module, example: Tensor, keep: Collection[str]
+) -> tuple[list[tuple[str, str]], Tensor | None]:
+    """(convolution, norm) paths: the norm reads exactly what the convolution wrote, and each runs once; and the network's output."""
     names = {module: name for name, module in network.named_modules()}
     calls: dict[nn.Module, int] = {}
     written: list[tuple[Tensor, nn.Module]] = []
@@ -109,10 +111,10 @@ def _foldable(network: nn.Module, example: Tensor, keep: Collection[str]) -> lis
         if tensor is not None and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             written.append((tensor, module))
 
-    with torch.no_grad(), listening(network, after, before):
-        run(network, example)
+    with listening(network, after, before):
+        output = first_tensor(run(network, example))
     once = [(names[c], names[n]) for c, n in pairs if calls[c] == 1 and calls[n] == 1]
-    return [(conv, norm) for conv, norm in once if conv not in keep]
+    return [(conv, norm) for conv, norm in once if conv not in keep], output
 
 
 def _is_norm(module: nn.Module) -> bool:

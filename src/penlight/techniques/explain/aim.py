@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,15 +65,20 @@ class Aim:
 
 def scores(model: Model, aim: Aim, network: nn.Module, x: Tensor) -> Tensor:
     """(N,): the aim's value for every input of `x` (N, *shape); the pass ends after the aim's layer, and keeps the graph if grad is on."""
-    layer, found = model.layers[aim.layer], []
+    return readings(model, [aim], network, x)[0]
+
+
+def readings(model: Model, aims: Sequence[Aim], network: nn.Module, x: Tensor) -> list[Tensor]:
+    """(N,) of each of several aims at one layer, from one pass."""
+    path, found = aims[0].layer, []  # type: str, list[list[Tensor]]
+    layer = model.layers[path]
 
     def read(output: Tensor) -> None:
-        found.append(aim.read(output, layer).clone())
+        found.append([aim.read(output, layer).clone() for aim in aims])
 
-    with Probe(network, {aim.layer: read}) as probe:
+    with Probe(network, {path: read}) as probe:
         probe(x)
-    values: Tensor = found[-1]
-    return values
+    return found[-1]
 
 
 def read_aim(model: Model, wanted: str | Unit | Aim | None, x: Tensor) -> Aim:

@@ -44,6 +44,7 @@ class Scene:
     data: Data | None = None
     progress: Progress = field(default=lambda done, of: None)
     writes: bool = False  # whether the network writes into its input
+    probability: float | None = None  # of the class, if the aim is one
 
     @property
     def network(self) -> nn.Module:
@@ -122,7 +123,7 @@ class Explanation(Technique):
             )
         return ExplainResult(
             provenance(self, request),
-            Explained(scene.aim.text, scene.aim.label, scene.value, _probability(scene)),
+            Explained(scene.aim.text, scene.aim.label, scene.value, scene.probability),
             scene.input,
             values,
             found.signed,
@@ -150,11 +151,12 @@ def open_scene(request: Request) -> Scene:
     wanted = [*request.targets, *request.units]
     aim = aims.read_aim(model, wanted[0] if wanted else None, x.clone())
     trial = x.clone()
+    both = [aim, *_as_probability(model, aim)]
     with undisturbed(model.network), torch.no_grad():
-        value = float(aims.scores(model, aim, model.network, trial)[0])
+        value, *shares = (float(found[0]) for found in aims.readings(model, both, model.network, trial))
     if not np.isfinite(value):
         raise CannotRun(f"{aim} is {value} for this input; there is nothing to explain")
-    return Scene(model, aim, given, x, value, request.seed, request.data, request.progress, trial._version > 0)
+    return Scene(model, aim, given, x, value, request.seed, request.data, request.progress, trial._version > 0, *shares)
 
 
 def as_array(values: Tensor | NDArray[Any]) -> NDArray[np.float32]:
@@ -164,14 +166,12 @@ def as_array(values: Tensor | NDArray[Any]) -> NDArray[np.float32]:
     return np.ascontiguousarray(values, np.float32)
 
 
-def _probability(scene: Scene) -> float | None:
-    """Of the class, if the aim is one."""
-    layer = scene.model.layers[scene.aim.layer]
-    if scene.model.class_layer not in (scene.aim.layer, layer.alias_of) or math.prod(layer.positions) > 1:
-        return None
-    wanted = Aim(scene.aim.layer, scene.aim.index, None, "probability")
-    with undisturbed(scene.network), torch.no_grad():
-        return float(aims.scores(scene.model, wanted, scene.network, scene.x.clone())[0])
+def _as_probability(model: Model, aim: Aim) -> list[Aim]:
+    """The same class read after softmax, if the aim is one."""
+    layer = model.layers[aim.layer]
+    if model.class_layer not in (aim.layer, layer.alias_of) or math.prod(layer.positions) > 1:
+        return []
+    return [Aim(aim.layer, aim.index, None, "probability")]
 
 
 def _nothing(scene: Scene) -> str:

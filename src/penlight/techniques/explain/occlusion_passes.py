@@ -17,7 +17,7 @@ from penlight.techniques.explain.chunks import chunk_size, free_bytes, is_memory
 from penlight.techniques.explain.explanation import Scene
 from penlight.techniques.explain.windowed import Block, GiveUp, Ledger, Piece, Session, State, Windowed, channels_last
 from penlight.techniques.explain.windowed_boxes import Axis
-from penlight.techniques.explain.windowed_ops import OPERATORS
+from penlight.techniques.explain.windowed_slides import OPERATORS
 
 Progress = Callable[[int], None]
 _CAP = 128 * 2**20  # bytes a batch of boxes may take: more is no faster

@@ -1,7 +1,7 @@
 """Exact incremental inference: what an occluder can change is computed, the rest is taken from one clean pass.
 
 A `Windowed` tensor stands for a batch (N, C, H, W) whose members differ from one clean map (1, C, H, W) only inside a box each. It goes
-through the network's own forward; operators that keep the difference local (`windowed_ops`) work on the boxes, everything else gets the
+through the network's own forward; operators that keep the difference local work on the boxes, everything else gets the
 whole batch. After Nakandala et al. 2019 ("Krypton"), with boxes that stay inside the map and shrink at its borders.
 """
 
