@@ -23,7 +23,7 @@ from penlight.techniques.explain.grid import Grid, grids
 from penlight.techniques.options import option
 
 _LAYER_HELP = "the layer whose maps are added up; none: the last one before the aim whose places reach it"
-_RECTIFIED_HELP = "read a layer that goes straight into a ReLU behind that, as the papers do; auto: one that is found, not one that is named"
+_RECTIFIED_HELP = "read a layer that goes straight into a ReLU behind that, as papers do; auto: one that is found, not one that is named"
 _RELU_HELP = "keep only what speaks for the aim, as the paper does; without, the map is signed"
 _CHUNK = 16  # layers that are looked at in one pass when a layer is searched
 _SMOOTH = {1: "linear", 2: "bilinear", 3: "trilinear"}
