@@ -92,3 +92,13 @@ def test_what_cannot_be_projected_is_said(model, pictures):
     rows = np.random.default_rng(0).random((5, 4), np.float32)
     with pytest.raises(BadOption, match="only pictures"):
         penlight.project(table, penlight.survey(table, open_data(rows, table.contract)), data=rows)
+
+
+def test_an_atlas_holds_them_and_its_pages_show_them(model, pictures, tmp_path):
+    penlight.build_atlas(model, pictures, tmp_path / "atlas", seeds=1, steps=2, top=3)
+    penlight.build_site(tmp_path / "atlas", tmp_path / "site")
+    for unit in ("conv1/0", "conv2/7", "fc/1"):
+        page = (tmp_path / "site" / "units" / f"{unit}.html").read_text("utf-8")
+        assert page.count('class="back"') == 3
+        layer, index = unit.split("/")
+        assert (tmp_path / "site" / "pictures" / layer / f"back-{index}.png").exists()
