@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from penlight.api import activations, build_atlas, dream, explain, load, project, survey, sweep, visualize
+    from penlight.api import activations, build_atlas, diagnose, dream, explain, load, project, survey, sweep, visualize
     from penlight.errors import PenlightError, UsageError
     from penlight.models import Model
     from penlight.units import Unit
@@ -28,6 +28,7 @@ _PLACES = {
     "activations": "penlight.api",
     "build_atlas": "penlight.api",
     "build_site": "penlight.web.site",
+    "diagnose": "penlight.api",
     "dream": "penlight.api",
     "explain": "penlight.api",
     "load": "penlight.api",
@@ -45,6 +46,7 @@ __all__ = [
     "activations",
     "build_atlas",
     "build_site",
+    "diagnose",
     "dream",
     "explain",
     "load",

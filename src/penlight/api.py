@@ -21,6 +21,7 @@ from penlight.models.checkpoints import with_weights
 from penlight.models.sources import specimens
 from penlight.results import (
     ActivationsResult,
+    DiagnoseResult,
     ExplainResult,
     ExplanationsResult,
     ProjectionsResult,
@@ -32,6 +33,7 @@ from penlight.results import (
 from penlight.store import Atlas
 from penlight.techniques.activations.maps import Maps, over_checkpoints
 from penlight.techniques.contract import VERBS, Progress, Request, Technique, methods
+from penlight.techniques.diagnose.pruning import checked_file, pruned
 from penlight.techniques.explain.checks import check as check_truth
 from penlight.techniques.explain.checks import verdict
 from penlight.techniques.options import build, provenance, table
@@ -408,6 +410,43 @@ def survey(
     technique = build(methods["survey"][method], options)
     found = None if data is None and opened.data is None else find_data(opened, data)
     return technique.run(Request(opened, layers=paths, data=found, seed=seed, progress=progress or _silent))
+
+
+def diagnose(
+    model: Model | str | Path,
+    data: Any = None,
+    *,
+    layers: str | Sequence[str] = (),
+    method: str = "health",
+    pictures: Sequence[VisualizeResult | str | Path] | VisualizeResult | str | Path = (),
+    prune: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: Any,
+) -> DiagnoseResult:
+    """Which units are dead, saturated, duplicates or not needed, proved by taking them away.
+
+    >>> r = penlight.diagnose("letters")                             # doctest: +SKIP
+    >>> r.verdicts["conv1:5"], r.details["conv1:5"]                  # doctest: +SKIP
+    >>> r.ablation["conv2"].shape, r.layers["conv2"].needed          # doctest: +SKIP
+
+    `data` is as `survey` takes it; without labels the network is held against its own answers. `layers` are paths or patterns, by
+    default convolutions and dense layers but for the class scores. `pictures` are results of `visualize` with several seeds, or
+    folders they were saved in, for the verdicts static and unstable. `prune` names a .safetensors file that the network without the
+    units that can go is written to. Raises `BadInput`, `BadOutput`, `CannotRun` or `UnknownName`.
+    """
+    opened = _model(model)
+    file = None if prune is None else checked_file(prune)
+    patterns = [layers] if isinstance(layers, str) else layers
+    paths = chosen_layers(opened, patterns) if patterns else ()  # without any the method knows which
+    technique = build(methods["diagnose"][method], options)
+    found = find_data(opened, data)
+    given = [pictures] if isinstance(pictures, VisualizeResult | str | Path) else pictures
+    earlier = [load_result(one) if isinstance(one, str | Path) else one for one in given]
+    request = Request(opened, layers=paths, data=found, seed=seed, earlier=earlier, progress=progress or _silent)
+    result = technique.run(request)
+    assert isinstance(result, DiagnoseResult)
+    return result if file is None else pruned(opened, result, found, file)[0]
 
 
 def project(

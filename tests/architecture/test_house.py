@@ -41,8 +41,8 @@ OPTIONAL = {
     "threadpoolctl",
 }
 PUBLIC = [
-    "Model", "PenlightError", "Unit", "UsageError", "activations", "build_atlas", "build_site", "dream", "explain",
-    "load", "project", "survey", "sweep", "visualize",
+    "Model", "PenlightError", "Unit", "UsageError", "activations", "build_atlas", "build_site", "diagnose", "dream",
+    "explain", "load", "project", "survey", "sweep", "visualize",
 ]  # fmt: skip
 
 

@@ -17,9 +17,11 @@ from penlight.results import (
     SurveyResult,
     VisualizeResult,
 )
+from penlight.results.labels import LabelsResult
+from penlight.results.weights import LayerWeights, WeightsResult
 from penlight.store import Atlas
 
-SIDE, SEEDS, TOP, BINS = 28, 4, 9, 48
+SIDE, SEEDS, TOP, BINS, LEAST = 28, 4, 9, 48, 2
 PLAIN = list("ABCDEFGHIJ")
 HOSTILE = ['<script>alert("x")</script>', "K/ß \"q' & é", *PLAIN[2:]]
 ODD_LAYER = 'we"ird<b>/ü:x'
@@ -84,6 +86,21 @@ def portraits(path: str, first: int, last: int, minimize: bool, labels: list[str
     )
 
 
+def areas(units: int) -> dict[str, np.ndarray]:
+    """Every unit tells one class well, is low for the next, and knows nothing of the others; unit 4 of nothing at all."""
+    area = np.full((units, 10), 0.5)
+    area[np.arange(units), np.arange(units) % 10] = 0.98
+    area[np.arange(units), (np.arange(units) + 1) % 10] = 0.03
+    area[np.arange(units), (np.arange(units) + 2) % 10] = 0.81
+    area[4:5] = 0.5
+    z = (area - 0.5) * 100
+    return {
+        "auroc": area.astype(np.float32),
+        "auroc_error": 0 * area.astype(np.float32),
+        "auroc_z": z.astype(np.float32),
+    }
+
+
 def survey(count: int, labels: list[str], truth: list[int]) -> SurveyResult:
     rng = np.random.default_rng(5)
     edges = np.linspace(-6, 14, BINS + 1)
@@ -119,12 +136,23 @@ def survey(count: int, labels: list[str], truth: list[int]) -> SurveyResult:
             (values > 0).mean(1),
             np.stack([np.histogram(v, edges)[0] for v in values]).astype(np.int64),
             means,
+            bottom_index=top[:, ::-1][:, :LEAST].astype(np.int64),
+            bottom_activation=np.sort(values, axis=1)[:, :LEAST].astype(np.float32),
+            bottom_position=corner[:, ::-1][:, :LEAST].astype(np.int32)
+            if field
+            else np.zeros((units, LEAST, 0), np.int32),
+            bottom_box=np.concatenate([corner, corner + size], axis=2)[:, ::-1][:, :LEAST].astype(np.int32),
+            spare=np.stack([np.zeros((units, 1)), top[:, :1], top[:, 1:2]], axis=2).astype(np.int64),
+            spare_activation=best[:, 1:2],
+            spare_place=np.zeros((units, 1, 4 + (2 if field else 0)), np.int32),
+            **areas(units),
         )
     names = {i: f"{'ABCDEFGHIJ'[truth[i]]}/DejaVu Sans-{i}.png" for i in range(count)}
     names[0] = "<img src=x onerror=alert(1)>/\"ü'.png"
     skipped = (("broken <b>.png", "is cut off"),)
     kinds = (tuple(labels), (250,) * 10)
-    return SurveyResult(origin("survey", top=TOP), layers, 2500, names, dict(enumerate(truth)), edges, *kinds, skipped)
+    known = (names, dict(enumerate(truth)), edges, *kinds, skipped, 2500, "exact")
+    return SurveyResult(origin("survey", top=TOP), layers, 2500, *known)
 
 
 def predictions(count: int, labels: list[str], truth: list[int], names: dict[int, str]) -> PredictionsResult:
@@ -152,6 +180,44 @@ def filters() -> FiltersResult:
     steps = np.arange(16, dtype=np.int32) * 3
     norms = np.linalg.norm(weights.reshape(16, -1), axis=1)
     return FiltersResult(origin("filters"), "conv1", shown, weights, responses, steps, norms)
+
+
+def weights() -> WeightsResult:
+    """conv1 feeds features.12, which feeds fc; unit u is fed by u, u + 1 and one whose layer has no page, and feeds u."""
+    counts = {"conv1": 16, "features.12": 24, "fc": 10, "drop": 24}
+    starts = {"conv1": 0, "features.12": 16, "fc": 40, "drop": 50}
+    below, above = {"features.12": "conv1", "fc": "features.12"}, {"conv1": "features.12", "features.12": "fc"}
+    layers = {}
+    for path, units in counts.items():
+        u = np.arange(units)[:, None]
+        table: dict[str, np.ndarray] = {}
+        for name, others in (("feed", below), ("into", above)):
+            other = others.get(path)
+            number = np.full((units, 3), -1)
+            if other is not None:
+                number = starts[other] + (u + np.arange(3)) % counts[other]
+                number[:, 2] = starts["drop"] if name == "feed" else -1
+            signs = np.broadcast_to([0.9, -0.8, 0.1], (units, 3))
+            shares = np.broadcast_to([0.4, 0.123, 0.02], (units, 3))
+            table |= {name: number.astype(np.int32), f"{name}_share": shares.astype(np.float32)}
+            table |= {f"{name}_norm": shares.astype(np.float32), f"{name}_sign": signs.astype(np.float32)}
+        layers[path] = LayerWeights(**table)
+    sources = {"conv1": (), "features.12": ("conv1",), "fc": ("features.12",), "drop": None}
+    rng = np.random.default_rng(8)
+    pictures = {"features.12": np.stack([wave(u, rng)[:14, :14] for u in range(24)]).astype(np.float32) - 128}
+    return WeightsResult(origin("weights"), counts, sources, layers, pictures)
+
+
+def words() -> LabelsResult:
+    """Overlap with drawn things: unit 0 of conv1 is a stripe, the others are nothing."""
+    score = np.zeros((16, 2), np.float32)
+    score[0] = 0.31, 0.02
+    index = np.tile(np.arange(2, dtype=np.int32), (16, 1))
+    numbers = {"conv1": {"threshold": np.ones(16), "above": np.full(16, 0.005)}}
+    how = "IoU over 99 pictures"
+    return LabelsResult(
+        origin("dissect"), ("<b>stripe", "dot"), {"conv1": index}, {"conv1": score}, numbers, "IoU", how, 0.04, 99
+    )
 
 
 def description(labels: list[str]) -> dict[str, Any]:
@@ -194,6 +260,8 @@ def make_atlas(folder: Path, labels: list[str] = HOSTILE, leave_out: tuple[str, 
                 key = f"{'sad' if minimize else 'happy'}-{list(PATHS).index(path)}-{first}"
                 results[key] = portraits(path, first, min(first + 8, units), minimize, labels)
     results["survey"] = found
+    results["weights"] = weights()
+    results["words"] = words()
     results["predictions"] = predictions(len(truth), labels, truth, dict(found.names))
     with Atlas.create(folder) as atlas:
         atlas.claim(description(labels))

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from painted import DARK, DEAD, HOSTILE, ODD_LAYER, PATHS, PLAIN, SEEDS, description, make_atlas, survey
+from painted import DARK, DEAD, HOSTILE, LEAST, ODD_LAYER, PATHS, PLAIN, SEEDS, description, make_atlas, survey
 
 from penlight.errors import BadInput, BadOutput
 from penlight.store import Atlas
@@ -191,12 +191,56 @@ def test_crops_show_the_box(site: Path) -> None:
     assert [float(value) for value in box.groups()] == pytest.approx(expected, abs=0.01)
 
 
-@pytest.mark.parametrize("missing", [("happy",), ("sad",), ("survey",), ("predictions",), ("filters",), ("",)])
+def test_a_unit_is_called_by_its_labels_with_their_scores(site: Path) -> None:
+    text = " ".join(Page(site / "units" / "conv1" / "12.html").text.split())
+    assert "Called C, AUROC 0.98; next: E 0.81, " in text
+    assert "; not D 0.03. AUROC over 2,500 inputs, exact." in text
+    assert "No label by IoU; best: <b>stripe 0.00. IoU over 99 pictures." in text
+    assert "Called <b>stripe, IoU 0.31; next: dot 0.02." in " ".join(
+        Page(site / "units" / "conv1" / "0.html").text.split()
+    )
+    assert "No label by AUROC" in Page(site / "units" / "conv1" / "4.html").text
+    assert "15 tell one class from the others" in Page(site / "layers" / "conv1.html").text
+    assert 'value="auroc"' in (site / "layers" / "conv1.html").read_text("utf-8")
+
+
+def test_the_least_and_the_twins_are_told(site: Path) -> None:
+    found = survey(120, PLAIN, [n % 10 for n in range(120)])
+    page = Page(site / "units" / "conv1" / "7.html")
+    least = found.bottom("conv1:7")
+    assert len(least) == LEAST
+    alts = [image["alt"] or "" for image in page.images]
+    assert [f"part of {e.name} that hardly excites conv1:7" in " ".join(alts) for e in least] == [True] * LEAST
+    text = " ".join(page.text.split())
+    assert f"1 picture nearly the same as one of these was left out: {found.twins('conv1:7')[0].name} (" in text
+
+
+def test_connections_lead_to_the_units_at_their_other_ends(site: Path) -> None:
+    page = Page(site / "units" / "features.12" / "7.html")
+    assert page.links.count("../../units/conv1/7.html") == 1
+    assert "../../units/conv1/8.html" in page.links
+    assert "../../units/fc/7.html" in page.links
+    assert [i["alt"] for i in page.images if "HappyMap of" in (i["alt"] or "")] == [
+        "HappyMap of conv1:7", "HappyMap of conv1:8", "HappyMap of fc:7", "HappyMap of fc:8",
+    ]  # fmt: skip
+    text = " ".join(page.text.split())
+    assert "conv1:7 40 %, excites" in text
+    assert "conv1:8 12 %, inhibits" in text
+    assert "drop:0 2.0 %, excites and inhibits" in text  # no page of its own: no link
+    assert "filter of features.12:7, expanded to pixels" in [i["alt"] for i in page.images]
+    assert "The input itself." in Page(site / "units" / "conv1" / "3.html").text
+    assert "Connections" not in Page(site / "units" / "relu_call_2" / "3.html").text
+    assert (site / "pictures" / "features.12" / "expanded-7.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "missing", [("happy",), ("sad",), ("survey",), ("predictions",), ("filters",), ("weights",), ("",)]
+)
 def test_a_partial_atlas_makes_a_whole_site(tmp_path: Path, missing: tuple[str, ...]) -> None:
     index = build_site(make_atlas(tmp_path / "atlas", leave_out=missing), tmp_path / "site")
     check_links(index.parent)
     assert "This atlas is not finished" in Page(index).text
-    if missing != ("filters",):
+    if missing not in (("filters",), ("weights",)):
         assert any("not computed yet" in file.read_text("utf-8") for file in html_files(index.parent))
 
 
@@ -450,7 +494,8 @@ def test_from_the_network_to_a_unit_and_on(site: Path, browser: Any) -> None:
     assert visit.all_pictures() == 23
     page.click("#wall li:nth-child(8) a")
     assert page.url.endswith("/units/features.12/7.html")
-    assert visit.all_pictures() == 2 * SEEDS + 2 * 9  # crops and their whole pictures
+    crops, wires, filters = 2 * (9 + LEAST), 4, 1  # crops and their whole pictures
+    assert visit.all_pictures() == 2 * SEEDS + crops + wires + filters
     page.keyboard.press("ArrowRight")
     page.wait_for_url("**/features.12/8.html")
     page.keyboard.press("ArrowLeft")
@@ -466,6 +511,8 @@ def test_the_wall_sorts_filters_and_remembers(site: Path, browser: Any) -> None:
     page = visit.open(site, "layers/features.12.html")
     shown = "[...document.querySelectorAll('#wall li:not([hidden]) b')].map(b => parseInt(b.textContent))"
     assert page.evaluate(shown) == list(range(24))
+    page.select_option("[name=sort]", "auroc")
+    assert page.evaluate(shown)[-1] == 4  # the one without a label
     page.select_option("[name=sort]", "max")
     data = json.loads(page.text_content("#columns"))
     order = sorted(range(24), key=lambda u: (-data["max"][u], u))

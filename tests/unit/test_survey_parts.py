@@ -127,10 +127,10 @@ def test_top_lists_are_a_stable_sort(top, blocks):
         tally.add(peak, peak, peak.int() + 10, index, [None] * len(block))
     for unit in range(3):
         best = sorted(range(len(rows)), key=lambda i: (-rows[i][unit], i))[:top]
-        kept = tally.index[unit]
+        kept = tally.best.index[unit]
         assert kept[: len(best)].tolist() == best
         assert (kept[len(best) :] == -1).all()
-        assert tally.place[unit, : len(best)].tolist() == [rows[i][unit] + 10 for i in best]
+        assert tally.best.place[unit, : len(best)].tolist() == [rows[i][unit] + 10 for i in best]
 
 
 def letters_like(labels=("a", "b", "c", "d", "e")):

@@ -19,6 +19,7 @@ _COMMANDS = {
     "activations": ("activations", "What does every unit do with this input?"),
     "explain": ("explain", "What in this input caused it?"),
     "survey": ("survey", "What in my data excites every unit?"),
+    "diagnose": ("diagnose", "Which units work, which do not, and which can go?"),
     "atlas": ("atlas", "Ask all of it of every unit, and keep the answers."),
     "site": ("site", "Write an atlas as static HTML."),
     "methods": ("methods", "Every technique with its options and source."),

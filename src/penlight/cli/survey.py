@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,10 @@ from penlight.cli.shared import (
     technique_options,
 )
 from penlight.render import columns, survey_sheet
-from penlight.results import FiltersResult, Picture, ProjectionsResult, SurveyResult
+from penlight.results import FiltersResult, Picture, ProjectionsResult, Result, SurveyResult
+from penlight.results.labels import LabelsResult
 from penlight.results.visualize import file_name
+from penlight.results.weights import WeightsResult
 
 if TYPE_CHECKING:
     from penlight.inputs import Data
@@ -64,12 +67,14 @@ def command(
     from penlight.api import find_data, survey
 
     _check(project, method, out)
+    if any(str(options.get(name) or "").startswith("module:") for name in ("images", "texts")) and "" not in sys.path:
+        sys.path.insert(0, "")
     opened = open_model(model, input_shape, device, trust)
     found = None if data is None and opened.data is None else find_data(opened, data)
     with progress_bar("survey", "input") as progress:
         result = survey(opened, found, layers=layers, method=method, seed=seed, progress=progress, **given(options))
-    if isinstance(result, FiltersResult):
-        give(result, out, as_json, _filters(result))
+    if not isinstance(result, SurveyResult):
+        give(result, out, as_json, _other(result))
         return
     back = _projected(opened, result, found, top=int(options.get("top") or 9)) if project else None
     sheets = _sheets(result, found, back) if found is not None and opened.contract.kind == "image" else ()
@@ -83,8 +88,8 @@ def _check(project: bool, method: str, out: Path | None) -> None:
     check_out(out)
     if project and out is None:
         raise BadOption("--project makes pictures; say where they go with --out DIR")
-    if project and method == "filters":
-        raise BadOption("--project is for the top examples of a survey; method 'filters' has none")
+    if project and method not in ("stream", "merge"):
+        raise BadOption(f"--project is for the top examples of a survey; method {method!r} has none")
 
 
 def _projected(model: Model, survey: SurveyResult, data: Data | None, top: int) -> ProjectionsResult:
@@ -92,6 +97,54 @@ def _projected(model: Model, survey: SurveyResult, data: Data | None, top: int) 
 
     with progress_bar("project", "unit") as progress:
         return project(model, survey, data=data, top=top, progress=progress)
+
+
+def _other(result: Result) -> str:
+    """What the methods say that make no survey of examples."""
+    if isinstance(result, FiltersResult):
+        return _filters(result)
+    if isinstance(result, WeightsResult):
+        return _weights(result)
+    assert isinstance(result, LabelsResult)
+    return _labels(result)
+
+
+def _weights(result: WeightsResult) -> str:
+    rows = []
+    for path, sources in result.sources.items():
+        feeds = [
+            (f"{path}:{u}", first[0]) for u in range(result.units[path]) if (first := result.fed_by(f"{path}:{u}"))
+        ]
+        unit, best = max(feeds, key=lambda one: one[1].share, default=(None, None))
+        rows.append(
+            {
+                "layer": path,
+                "units": result.units[path],
+                "fed": "not known" if sources is None else ", ".join(sources) or "the input",
+                "strongest": None if best is None else f"{best.unit} to {unit}, {best.share:.0%} of its weights",
+                "expanded": path in result.expanded,
+            }
+        )
+    heads = {
+        "layer": "layer",
+        "units": "units",
+        "fed": "fed by",
+        "strongest": "strongest connection",
+        "expanded": "expanded",
+    }
+    return "\n".join([columns(rows, heads), *result.notes])
+
+
+def _labels(result: LabelsResult) -> str:
+    rows = []
+    for path, index in result.index.items():
+        labelled, different = result.detectors(path)
+        found = [result.labels.of(f"{path}:{u}") for u in range(len(index))]
+        best = max((row for row in found if row is not None), key=lambda row: row.score, default=None)
+        told = {"layer": path, "units": len(index), "labelled": labelled, "different": different}
+        rows.append({**told, "best": None if best is None else f"{best.unit}: {best}"})
+    heads = {"layer": "layer", "units": "units", "labelled": "labelled", "different": "different", "best": "clearest"}
+    return "\n".join([columns(rows, heads), "", result.how, *result.notes])
 
 
 def _filters(result: FiltersResult) -> str:
@@ -114,6 +167,7 @@ def _text(result: SurveyResult) -> str:
                 "fires": f"{float(one.fires.mean()):.0%}",
                 "max": f"{float(one.maximum.max()):.4g}",
                 "best": result.examples(f"{path}:{int(np.argmax(one.maximum))}")[0].name,
+                **_clearest(result, path),
             }
         )
     heads = {
@@ -124,9 +178,35 @@ def _text(result: SurveyResult) -> str:
         "max": "strongest",
         "best": "on input",
     }
+    if result.labels:
+        heads |= {"labelled": "labelled", "clearest": "clearest label"}
     lines = [columns(rows, heads), "", f"{result.count} inputs read, {len(result.skipped)} skipped"]
+    if result.labels:
+        lines.append(
+            f"labelled: units that tell one class from the others better than chance, at 5 % over all {result.labels.tested:,} pairs"
+            " of unit and class"
+        )
+    elif result.classes:
+        lines.append(f"classes are not scored: {result.scored}")
+    left_out = len({twin.input for row in result.statistics for twin in result.twins(row["unit"])})
+    if left_out:
+        lines.append(
+            f"{left_out} pictures nearly the same as a better example were left out of lists (--no-deduplicate keeps them)"
+        )
     lines += [f"  skipped {name}: {reason}" for name, reason in result.skipped[:20]]
     return "\n".join(lines + ([f"  and {len(result.skipped) - 20} more"] if len(result.skipped) > 20 else []))
+
+
+def _clearest(result: SurveyResult, path: str) -> dict[str, Any]:
+    """How many units of a layer have a label, and the best of them."""
+    found = [
+        row for u in range(len(result.layers[path].mean)) if (row := result.labels.of(f"{path}:{u}")) and row.label
+    ]
+    best = max(found, key=lambda row: row.score, default=None)
+    return {
+        "labelled": len(found),
+        "clearest": None if best is None else f"{best.unit}: {best.label}, {best.score:.2f}",
+    }
 
 
 def _sheets(result: SurveyResult, data: Data, back: ProjectionsResult | None) -> Iterator[Picture]:
@@ -134,7 +214,7 @@ def _sheets(result: SurveyResult, data: Data, back: ProjectionsResult | None) ->
     for path, one in result.layers.items():
         for start in range(0, len(one.mean), _UNITS_A_SHEET):
             units = [f"{path}:{u}" for u in range(start, min(start + _UNITS_A_SHEET, len(one.mean)))]
-            wanted = sorted({example.index for unit in units for example in result.examples(unit)})
+            wanted = sorted({e.index for unit in units for e in [*result.examples(unit), *result.bottom(unit)]})
             inputs = {index: _pixels(data.read(index)) for index in wanted}
             picture = survey_sheet(result, units, inputs, projections=back)
             yield Picture(f"{file_name(path)}-top-{start:05d}", picture.pixels, picture.caption)

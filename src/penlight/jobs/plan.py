@@ -18,6 +18,7 @@ from penlight.techniques.options import build
 _SHARD = 512  # inputs a survey task reads at least: what a killed run loses at most
 _SHARDS = 64  # survey tasks at most
 _CHUNK = 32  # units a synthesis task renders
+_LEAST = 3  # inputs shown that excite a unit least
 _SMALL, _FEW = 128 * 128, 3  # pictures up to this many pixels have all top examples projected, larger ones so many
 
 
@@ -46,8 +47,9 @@ def plan_atlas(model: Model, data: Data | None, asked: AtlasOptions) -> list[Tas
             read["data"] = data.fingerprint()
         if technique.reads_survey:
             read["needs"] = ([task.key for task in tasks if task.verb == "survey"][-1],)
-        tasks += _projections(model, layers, asked, tasks[len(tasks) - 1 - (model.class_layer is not None)])
+        tasks += _projections(model, layers, asked, [task for task in tasks if task.verb == "survey"][-1])
     tasks += _filters(model, asked)
+    tasks.append(_task(model, "survey", "weights", asked.seed, {}))
     for layer in _classes_first(model, layers):
         tasks += _syntheses(model, layer, asked, read)
     return tasks
@@ -82,7 +84,7 @@ def _surveys(model: Model, data: Data, layers: Sequence[str], asked: AtlasOption
             "survey",
             "stream",
             asked.seed,
-            {"top": asked.top, "start": start, "stop": min(start + size, len(data))},
+            {"top": asked.top, "bottom": min(asked.top, _LEAST), "start": start, "stop": min(start + size, len(data))},
             layers=tuple(layers),
             data=digest,
         )

@@ -70,17 +70,22 @@ def survey_sheet(
 ) -> Picture:
     """The top examples of some units, cut to what the unit saw; `inputs`: (H, W, C) uint8 by index in the data.
 
-    With `projections`, those stand below, an example each. Without `scale`, the crops of each unit are enlarged to about 80 pixels.
+    Beside the address stands the unit's label, where the survey has one. With `projections`, those stand below, an example each; below
+    them the bottom examples, if the survey kept any. Without `scale`, the crops of each unit are enlarged to about 80 pixels.
     """
     rows = []
     for unit in units:
         examples = survey.examples(unit)
         sides = [max(e.box[2] - e.box[0], e.box[3] - e.box[1]) for e in examples if e.box]
         own = scale or max(1, round(80 / max([1, *sides] if sides else [80])))
-        rows.append(Row(unit, [_crop(example, inputs, own) for example in examples]))
+        label = survey.label(unit)
+        rows.append(Row(unit, [_crop(one, inputs, own) for one in examples], [str(label)] if label else []))
         if projections is not None and unit in projections.units:
             back = [Cell(enlarged(one.image, own), []) for one in projections.of(unit)]
             rows.append(Row(f"{unit}, back to pixels", back))
+        least = survey.bottom(unit)
+        if least:
+            rows.append(Row(f"{unit}, least", [_crop(one, inputs, own) for one in least]))
     name = f"top-{file_name(units[0]) if units else 'none'}"
     return Picture(name, draw_rows(rows, columns), f"Top examples of {len(units)} units")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from penlight.errors import BadUnit, UnknownName
 from penlight.results.base import Picture, Provenance, Result
+from penlight.results.labels import Label, Labels, class_labels
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,19 @@ class Top(NamedTuple):
     inputs: NDArray[np.int64]  # (k,)
     positions: NDArray[np.int32]  # (k, map axes)
     activations: NDArray[np.float32]  # (k,)
+
+
+class Twin(NamedTuple):
+    """An input that would stand among a unit's examples, but is nearly the same picture as one that stands higher."""
+
+    input: int
+    name: str
+    activation: float
+    of: int  # the example that stands for it
+
+
+def _none(*shape: int, kind: Any = np.float32) -> Any:
+    return np.zeros(shape, kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +71,22 @@ class LayerSurvey:
     class_mean: NDArray[
         np.float64
     ]  # (U, K) mean over the class's inputs of the maximum over positions; (U, 0) without labels
+    bottom_index: NDArray[np.int64] = field(default_factory=lambda: _none(0, 0, kind=np.int64))  # (U, b)
+    bottom_activation: NDArray[np.float32] = field(default_factory=lambda: _none(0, 0))  # ascending
+    bottom_position: NDArray[np.int32] = field(default_factory=lambda: _none(0, 0, 0, kind=np.int32))
+    bottom_box: NDArray[np.int32] = field(default_factory=lambda: _none(0, 0, 0, kind=np.int32))
+    spare: NDArray[np.int64] = field(default_factory=lambda: _none(0, 0, 3, kind=np.int64))  # (U, s, 3)
+    spare_activation: NDArray[np.float32] = field(default_factory=lambda: _none(0, 0))  # (U, s)
+    spare_place: NDArray[np.int32] = field(
+        default_factory=lambda: _none(0, 0, 0, kind=np.int32)
+    )  # (U, s, P + 4) position, box
+    auroc: NDArray[np.float32] = field(
+        default_factory=lambda: _none(0, 0)
+    )  # (U, K) of the classes; NaN where one is empty
+    auroc_error: NDArray[np.float32] = field(default_factory=lambda: _none(0, 0))  # (U, K) at most so far off
+    auroc_z: NDArray[np.float32] = field(default_factory=lambda: _none(0, 0))  # (U, K) Mann and Whitney's
+    peaks: NDArray[np.float32] = field(default_factory=lambda: _none(0, 0))  # (U, n)
+    class_histogram: NDArray[np.int32] = field(default_factory=lambda: _none(0, 0, 0, kind=np.int32))  # (U, K, bins)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +108,12 @@ class SurveyResult(Result):
     classes: tuple[str, ...] = ()  # labels of the data
     class_count: tuple[int, ...] = ()  # inputs of each
     skipped: tuple[tuple[str, str], ...] = ()  # (name, reason) of inputs that could not be read
+    size: int = 0  # inputs the data has, of which a shard reads a part
+    scored: str = ""  # how the classes are scored: "exact", "histogram", or why they are not
+    peak_class: NDArray[np.int32] = field(default_factory=lambda: _none(0, kind=np.int32))  # (n,) of a shard's `peaks`
+    marks: Mapping[int, NDArray[np.uint8]] = field(
+        default_factory=dict
+    )  # by which twins are known, of what stands in a list
 
     def top(self, unit: str) -> Top:
         """The unit's strongest inputs, best first, as arrays. `UnknownName` or `BadUnit` if it was not surveyed."""
@@ -86,18 +123,69 @@ class SurveyResult(Result):
 
     def examples(self, unit: str) -> list[Example]:
         """The same with names and receptive-field boxes, one value an input."""
+        return self._examples(unit, "top")
+
+    def bottom(self, unit: str) -> list[Example]:
+        """The inputs that excite the unit least, least first; none where the survey kept none (option `bottom`).
+
+        An input's activation is what it is everywhere here, the unit's maximum over positions: on these inputs nothing anywhere excites
+        the unit, and the position is where it came nearest. A unit that can be negative has its most negative inputs here; one behind a
+        ReLU has inputs that leave it at 0, the earliest of them.
+        """
+        return self._examples(unit, "bottom")
+
+    def _examples(self, unit: str, which: str) -> list[Example]:
         survey, u = self._find(unit)
+        index, position, activation, box = (
+            getattr(survey, f"{which}_{name}") for name in ("index", "position", "activation", "box")
+        )
+        if not len(index):
+            return []
         return [
             Example(
-                int(index),
-                self.names[int(index)],
-                tuple(int(p) for p in survey.top_position[u, i]),
-                float(survey.top_activation[u, i]),
-                tuple(int(v) for v in survey.top_box[u, i]) if survey.top_box.shape[2] else None,  # type: ignore[arg-type]
+                int(index[u, i]),
+                self.names[int(index[u, i])],
+                tuple(int(p) for p in position[u, i]),
+                float(activation[u, i]),
+                tuple(int(v) for v in box[u, i]) if box.shape[2] else None,  # type: ignore[arg-type]
             )
-            for i, index in enumerate(survey.top_index[u])
-            if index >= 0
+            for i in np.flatnonzero(index[u] >= 0)
         ]
+
+    def twins(self, unit: str) -> list[Twin]:
+        """Inputs left out of the unit's top examples because they are nearly the same picture as a better one, best first."""
+        survey, u = self._find(unit)
+        if not survey.spare.shape[1]:
+            return []
+        return [
+            Twin(int(index), self.names[int(index)], float(activation), int(of))
+            for (which, index, of), activation in zip(survey.spare[u], survey.spare_activation[u], strict=True)
+            if which == 0 and index >= 0 and of >= 0
+        ]
+
+    @cached_property
+    def labels(self) -> Labels:
+        """A row a unit: the class it tells best from the others, the area under the ROC curve, and how that was found.
+
+        >>> print(r.labels.of("conv2:7"))                   # doctest: +SKIP
+        C, AUROC 0.98; next: G, 0.81; not I, 0.04
+
+        The score of an input is the unit's activation. A class is named only if the area is above chance by Mann and Whitney's test
+        at 5 % over all pairs of unit and class (Bonferroni). Empty where the data has no labels or they were not scored (`scored`).
+        """
+        if not self.classes or self.scored not in ("exact", "histogram"):
+            return Labels((), 0)
+        return class_labels(
+            {path: (rows.auroc, rows.auroc_error, rows.auroc_z) for path, rows in self.layers.items()},
+            self.classes,
+            self.count,
+            self.scored,
+        )
+
+    def label(self, unit: str) -> Label | None:
+        """The unit's row of `labels`, None where there is none."""
+        self._find(unit)
+        return self.labels.of(unit)
 
     @property
     def statistics(self) -> list[dict[str, Any]]:
@@ -150,23 +238,22 @@ class SurveyResult(Result):
             "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
             "classes": self.classes,
             "class_count": self.class_count,
-            "units": [
-                {
-                    **row,
-                    "top": [
-                        {
-                            "index": e.index,
-                            "name": e.name,
-                            "position": e.position,
-                            "activation": e.activation,
-                            "box": e.box,
-                        }
-                        for e in self.examples(row["unit"])
-                    ],
-                    "histogram": dict(zip(("counts", "edges"), self.histogram(row["unit"]), strict=True)),
-                }
-                for row in self.statistics
-            ],
+            "scored": self.scored,
+            "tested": self.labels.tested,
+            "units": [{**row, **self._told(row["unit"])} for row in self.statistics],
+        }
+
+    def _told(self, unit: str) -> dict[str, Any]:
+        """Lists, label and histogram of a unit for `summary`."""
+        label = self.label(unit)
+        least = self.bottom(unit)
+        twins = self.twins(unit)
+        return {
+            "top": [vars(e) for e in self.examples(unit)],
+            **({"bottom": [vars(e) for e in least]} if least else {}),
+            **({"twins": [twin._asdict() for twin in twins]} if twins else {}),
+            **({"label": label._asdict()} if label is not None else {}),
+            "histogram": dict(zip(("counts", "edges"), self.histogram(unit), strict=True)),
         }
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -178,20 +265,26 @@ class SurveyResult(Result):
             "classes": self.classes,
             "class_count": self.class_count,
             "skipped": self.skipped,
+            "size": self.size,
+            "scored": self.scored,
+            "marked": list(self.marks),
         }
         arrays = {
             f"{n}.{f.name}": getattr(survey, f.name)
             for n, survey in enumerate(self.layers.values())
             for f in fields(LayerSurvey)
         }
-        return data, {"edges": self.edges, **arrays}
+        marks = np.stack(list(self.marks.values())) if self.marks else np.zeros((0, 0), np.uint8)
+        return data, {"edges": self.edges, "peak_class": self.peak_class, "marks": marks, **arrays}
 
     @classmethod
     def from_state(
         cls, provenance: Provenance, data: dict[str, Any], arrays: Mapping[str, NDArray[Any]]
     ) -> SurveyResult:
         layers = {
-            path: LayerSurvey(**{f.name: arrays[f"{n}.{f.name}"] for f in fields(LayerSurvey)})
+            path: LayerSurvey(
+                **{f.name: arrays[name] for f in fields(LayerSurvey) if (name := f"{n}.{f.name}") in arrays}
+            )
             for n, path in enumerate(data["layers"])
         }
         return cls(
@@ -204,6 +297,10 @@ class SurveyResult(Result):
             tuple(data["classes"]),
             tuple(data["class_count"]),
             tuple((name, reason) for name, reason in data["skipped"]),
+            data.get("size", 0),
+            data.get("scored", ""),
+            arrays.get("peak_class", _none(0, kind=np.int32)),
+            dict(zip(data.get("marked", ()), arrays.get("marks", ()), strict=True)),
         )
 
     def pictures(self) -> Iterable[Picture]:

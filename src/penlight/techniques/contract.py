@@ -55,7 +55,7 @@ class Technique(ABC):
         """Answer; leaves the model as it was."""
 
 
-VERBS = ("visualize", "activations", "explain", "survey")
+VERBS = ("visualize", "activations", "explain", "survey", "diagnose")
 methods: Mapping[str, Registry[type[Technique]]] = {
     verb: Registry(f"{verb} method", f"penlight.{verb}") for verb in VERBS
 }

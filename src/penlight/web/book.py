@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from penlight.results import (
     SurveyResult,
     VisualizeResult,
 )
+from penlight.results.labels import LabelsResult
 from penlight.results.visualize import file_names
+from penlight.results.weights import WeightsResult
 from penlight.store import Atlas
 from penlight.web.addresses import safe_names
 from penlight.web.album import Album, named, shown_size
@@ -137,6 +139,14 @@ class Back:
     provenance: Provenance
 
 
+@dataclass(frozen=True)
+class Expanded:
+    """A unit's filter expanded to pixels."""
+
+    file: str
+    size: tuple[int, int]
+
+
 @dataclass
 class Book:
     """An atlas without its pixels."""
@@ -152,6 +162,9 @@ class Book:
     filters: dict[str, list[Filter]] = field(default_factory=dict)
     filters_from: dict[str, Provenance] = field(default_factory=dict)
     backs: dict[str, Back] = field(default_factory=dict)  # by unit
+    weights: WeightsResult | None = None
+    expanded: dict[str, Expanded] = field(default_factory=dict)  # by unit
+    words: list[LabelsResult] = field(default_factory=list)  # labels by other measures than the data's classes
 
     @property
     def pages(self) -> list[Layer]:
@@ -213,6 +226,10 @@ def _add(book: Book, atlas: Atlas, key: str, album: Album, names: Mapping[str, s
         _add_backs(book, result, atlas, key, album, names)
     elif isinstance(result, FiltersResult) and result.layer in names:
         _add_filters(book, result, atlas, key, album, names[result.layer])
+    elif isinstance(result, WeightsResult):
+        _add_weights(book, result, atlas, key, album, names)
+    elif isinstance(result, LabelsResult):
+        book.words.append(result)
 
 
 def _add_portraits(
@@ -307,6 +324,19 @@ def _add_backs(
         numbers = [one.index for one in result.of(unit)]
         placed = dict(zip(numbers, boxes, strict=True))
         book.backs[unit] = Back(file, shown_size(strip), placed, result.provenance)
+
+
+def _add_weights(
+    book: Book, result: WeightsResult, atlas: Atlas, key: str, album: Album, names: Mapping[str, str]
+) -> None:
+    book.weights = replace(result, expanded={})  # the pictures lie in the album
+    pictures = iter(result.pictures())
+    for path, found in result.expanded.items():
+        for u in range(len(found)):
+            picture = next(pictures)
+            if path in names:
+                file = album.keep(names[path], f"expanded-{u}", atlas.path(key), picture)
+                book.expanded[f"{path}:{u}"] = Expanded(file, shown_size(picture.pixels))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from markupsafe import Markup
 from penlight.render.svg import Mark, bars, histogram_svg
 from penlight.render.words import number, shape, share, times
 from penlight.results import Example, Provenance
+from penlight.results.labels import Label
+from penlight.results.weights import Feed
 from penlight.web.book import Book, Input, Layer, Portrait, Selectivity
 
 STRIP = 6  # thumbnails of a layer on the map
@@ -19,6 +21,7 @@ SAMPLES = 20  # predictions on the model's page
 REAL = 5  # real inputs of a class
 BARS = 12  # classes on a unit's page
 SKIPPED = 40  # inputs that could not be read, by name
+_ONE_SIDED = 0.3  # of a connection's sign: what is nearer to 0 excites and inhibits
 
 Box = tuple[int, int, int, int]
 
@@ -44,6 +47,22 @@ class Crop:
             return False
         top, left, bottom, right = self.box or (0, 0, *self.input.size[::-1])
         return max(bottom - top, right - left) < 64
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A connection to another unit: what it is, the unit's page if it has one, and what it prefers."""
+
+    feed: Feed
+    page: str | None
+    portrait: Portrait | None
+
+    @property
+    def words(self) -> str:
+        """Whether it excites or inhibits."""
+        if abs(self.feed.sign) < _ONE_SIDED:
+            return "excites and inhibits"
+        return "excites" if self.feed.sign > 0 else "inhibits"
 
 
 class Pages:
@@ -107,6 +126,7 @@ class Pages:
             "rows": rows,
             "dead": self._dead(layer),
             "dark": self._dark(layer),
+            "labelled": sum(self._scores(layer)[1]),
             "classes": book.survey.classes if rows is not None and book.survey else (),
             "filters": book.filters.get(layer.path, []),
             "aliases": [other for other in book.layers if other.alias_of == layer.path],
@@ -130,6 +150,11 @@ class Pages:
             "happy": happy,
             "sad": sad,
             "crops": [] if row is None else self._crops(unit),
+            "least": [] if row is None or book.survey is None else self._cut(unit, book.survey.bottom(unit)),
+            "twins": [] if row is None or book.survey is None else book.survey.twins(unit),
+            "names": self._names(unit),
+            "wires": self._wires(unit),
+            "expanded": book.expanded.get(unit),
             "row": row,
             "ratio": self._ratio(happy, row),
             "percentile": self._percentile(unit, happy, row),
@@ -241,6 +266,8 @@ class Pages:
             columns["fires"] = [_short(v) for v in rows.fires.tolist()]
             if chosen.index:
                 columns["sel"], columns["best"] = [_short(v) for v in chosen.index], chosen.best
+            if scores := self._scores(layer)[0]:
+                columns["auroc"] = [_short(v) for v in scores]
         for way in ("happy", "sad"):
             if way in kinds:
                 columns[way] = [self._wall_portrait(layer, way, u) for u in range(layer.units)]
@@ -267,11 +294,44 @@ class Pages:
         box = crop.box or (0, 0, *one.size[::-1])
         return [one.file if crop.part else one.thumb, *one.size, *box, _short(crop.example.activation), one.name]
 
+    def _names(self, unit: str) -> list[Label]:
+        """What the unit is called, by the data's classes and by whatever else was asked."""
+        tables = [] if self.book.survey is None else [self.book.survey.labels]
+        found = [table.of(unit) for table in [*tables, *(words.labels for words in self.book.words)]]
+        return [label for label in found if label is not None]
+
+    def _scores(self, layer: Layer) -> tuple[list[float], list[bool]]:
+        """(area under the ROC curve, whether it makes a label) of every unit for the class it tells best; empty where not scored."""
+        survey = self.book.survey
+        if survey is None or layer.path not in survey.layers or not survey.labels:
+            return [], []
+        found = [survey.labels.of(f"{layer.path}:{u}") for u in range(layer.units)]
+        return [label.score if label else np.nan for label in found], [bool(label and label.label) for label in found]
+
+    def _wires(self, unit: str) -> dict[str, Any] | None:
+        """The units that feed it, the units it feeds, and where its layer reads."""
+        weights, path = self.book.weights, unit.rpartition(":")[0]
+        if weights is None or path not in weights.units or int(unit.rpartition(":")[2]) >= weights.units[path]:
+            return None
+        sides = {"fed": weights.fed_by(unit), "feeds": weights.feeds_into(unit)}
+        return {
+            "sources": weights.sources[path],
+            **{name: [self._wire(one) for one in side] for name, side in sides.items()},
+        }
+
+    def _wire(self, feed: Feed) -> Wire:
+        path, _, index = feed.unit.rpartition(":")
+        layer = self.book.layer(path)
+        if layer is None or layer.alias_of is not None or int(index) >= layer.units:
+            return Wire(feed, None, None)
+        return Wire(feed, layer.unit_page(int(index)), self.book.portrait(path, "happy", int(index)))
+
     def _crops(self, unit: str, count: int | None = None) -> list[Crop]:
-        if self.book.survey is None:
-            return []
+        return [] if self.book.survey is None else self._cut(unit, self.book.survey.examples(unit)[:count])
+
+    def _cut(self, unit: str, examples: list[Example]) -> list[Crop]:
         crops = []
-        for example in self.book.survey.examples(unit)[:count]:
+        for example in examples:
             top, left, bottom, right = example.box or (0, 0, 0, 0)
             box = example.box if bottom > top and right > left else None
             crops.append(Crop(example, self.book.inputs.get(example.index), box, self._back(unit, example)))
@@ -335,6 +395,9 @@ class Pages:
             found.append(("Projections back to pixels", book.backs[unit].provenance))
         if book.inputs_from is not None:
             found.append(("Predictions", book.inputs_from))
+        found += [(f"Labels by {words.measure}", words.provenance) for words in book.words if layer.path in words.index]
+        if book.weights is not None and layer.path in book.weights.units:
+            found.append(("Connections", book.weights.provenance))
         if layer.path in book.filters_from:
             found.append(("Filter", book.filters_from[layer.path]))
         return found

@@ -81,9 +81,10 @@ class Predictions(Technique):
 
 def _referenced(request: Request, count: int) -> set[int]:
     surveys = [result for result in request.earlier if isinstance(result, SurveyResult)]
-    found = {
-        int(i) for survey in surveys for layer in survey.layers.values() for i in np.unique(layer.top_index) if i >= 0
-    }
+    lists = [
+        part for survey in surveys for layer in survey.layers.values() for part in (layer.top_index, layer.bottom_index)
+    ]
+    found = {int(i) for part in lists for i in np.unique(part) if i >= 0}
     if found and max(found) >= count:
         raise BadInput(f"the survey names input {max(found)}, the data has {count}; give the data that was surveyed")
     return found

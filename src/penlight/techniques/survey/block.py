@@ -30,18 +30,21 @@ class Block:
     """What was read of some inputs in a row; T columns, a stretch of them a layer.
 
     `peak` the maximum over positions, `total` the sum over them, `place` the first flat position of the maximum. On the CPU `place` is
-    only found where the peak is above `floor`, the activation a unit has to exceed to enter its list of top examples.
+    only found where the peak is above `floor`, the activation a unit has to exceed to enter its list of top examples, or below
+    `ceiling`, if there is a list of bottom examples too.
     """
 
     layers: Mapping[str, Layer]
     rows: int
     batch: int
     device: torch.device
+    bottom: bool = False
     columns: dict[str, slice] = field(init=False)
     peak: Tensor = field(init=False)  # (rows, T) float32
     total: Tensor = field(init=False)
     place: Tensor = field(init=False)  # (rows, T) int32
     floor: NDArray[np.float32] = field(init=False)  # (T,)
+    ceiling: NDArray[np.float32] | None = field(init=False)  # (T,)
     step: int = 0  # which batch of the block is running
 
     def __post_init__(self) -> None:
@@ -52,6 +55,7 @@ class Block:
         self.peak, self.total = (torch.zeros(shape, device=self.device) for _ in range(2))
         self.place = torch.zeros(shape, dtype=torch.int32, device=self.device)
         self.floor = np.full(ends[-1], -np.inf, np.float32)
+        self.ceiling = np.full(ends[-1], np.inf, np.float32) if self.bottom else None
 
     def readers(self) -> dict[str, Reader]:
         """A reader for every layer, to be given to a `Probe`."""
@@ -64,7 +68,8 @@ class Block:
             for row in range(0, self.rows, batch)
         ]
         make = _neurons if not layer.positions else _here if self.device.type == "cpu" else _there
-        read = make(layer, batch, self.floor[columns])
+        ceiling = None if self.ceiling is None else self.ceiling[columns]
+        read = make(layer, batch, self.floor[columns], ceiling)
 
         def reader(output: Tensor) -> None:
             if len(output) != batch:
@@ -86,9 +91,10 @@ class _Target:
 
 
 _Read = Callable[[Tensor, _Target], None]
+_Bound = NDArray[np.float32]
 
 
-def _neurons(layer: Layer, batch: int, floor: NDArray[np.float32]) -> _Read:
+def _neurons(layer: Layer, batch: int, floor: _Bound, ceiling: _Bound | None = None) -> _Read:
     def read(output: Tensor, target: _Target) -> None:
         values = layer.units_first(output)
         target.peak.copy_(values)
@@ -97,7 +103,7 @@ def _neurons(layer: Layer, batch: int, floor: NDArray[np.float32]) -> _Read:
     return read
 
 
-def _there(layer: Layer, batch: int, floor: NDArray[np.float32]) -> _Read:
+def _there(layer: Layer, batch: int, floor: _Bound, ceiling: _Bound | None = None) -> _Read:
     """On an accelerator: places of everything, since asking which are needed would wait for the device."""
 
     def read(output: Tensor, target: _Target) -> None:
@@ -110,8 +116,8 @@ def _there(layer: Layer, batch: int, floor: NDArray[np.float32]) -> _Read:
     return read
 
 
-def _here(layer: Layer, batch: int, floor: NDArray[np.float32]) -> _Read:
-    """On the CPU: two passes that read at the cache's speed; places only of the peaks above `floor`.
+def _here(layer: Layer, batch: int, floor: _Bound, ceiling: _Bound | None = None) -> _Read:
+    """On the CPU: two passes that read at the cache's speed; places only of the peaks above `floor` or below `ceiling`.
 
     Whatever does not depend on the map is worked out here, once: there are many layers and the batches are small.
     """
@@ -133,6 +139,8 @@ def _here(layer: Layer, batch: int, floor: NDArray[np.float32]) -> _Read:
             torch.amax(flat if stage is None else stage, 1, out=target.peak)
         torch.sum(flat, 1, out=target.total)
         found = target.peaks > floor
+        if ceiling is not None:
+            found |= target.peaks < ceiling
         if found.any():
             rows, columns = found.nonzero()
             stages = None if stage is None else stage.numpy()

@@ -17,27 +17,30 @@ from torch import Tensor
 
 LOWEST, HIGHEST = -12, 16  # powers of two
 _FRACTION_BITS = 2
-_PARTS = 1 << _FRACTION_BITS
-_SIDE = (HIGHEST - LOWEST) * _PARTS + 1  # bins of one sign, the open one counted
+_SIDE = (HIGHEST - LOWEST) * (1 << _FRACTION_BITS) + 1  # bins of one sign, the open one counted
 BINS = 2 * _SIDE + 1
-_SHIFT = 23 - _FRACTION_BITS
-_FIRST = (127 + LOWEST) * _PARTS - 1  # of a shifted bit pattern: the last one below the first cut
 
 
-def edges() -> NDArray[np.float64]:
-    """(BINS + 1,) ascending. A bin holds its edge nearer to zero and not the other one; the outermost edges are float32's largest."""
+def size(bits: int = _FRACTION_BITS) -> int:
+    """Number of bins where every power of two is cut into 2^bits parts."""
+    return 2 * ((HIGHEST - LOWEST) * (1 << bits) + 1) + 1
+
+
+def edges(bits: int = _FRACTION_BITS) -> NDArray[np.float64]:
+    """(bins + 1,) ascending. A bin holds its edge nearer to zero and not the other one; the outermost edges are float32's largest."""
     octaves = np.exp2(np.arange(LOWEST, HIGHEST, dtype=np.float64))[:, None]
-    cuts = (octaves * (1 + np.arange(_PARTS) / _PARTS)).reshape(-1)
+    cuts = (octaves * (1 + np.arange(1 << bits) / (1 << bits))).reshape(-1)
     side = np.concatenate([cuts, [2.0**HIGHEST, float(np.finfo(np.float32).max)]])
     return np.concatenate([-side[::-1], side])
 
 
-def bins(values: Tensor) -> Tensor:
-    """Bin numbers, int32, of finite float32 values on the CPU."""
+def bins(values: Tensor, bits: int = _FRACTION_BITS) -> Tensor:
+    """Bin numbers, int32, of finite float32 values."""
     pattern = values.view(torch.int32)
-    number = (pattern & 0x7FFFFFFF) >> _SHIFT
-    number.sub_(_FIRST).clamp_(0, _SIDE)
-    return number.mul_((pattern >> 31) | 1).add_(_SIDE)
+    parts, side = 1 << bits, size(bits) // 2
+    number = (pattern & 0x7FFFFFFF) >> (23 - bits)
+    number.sub_((127 + LOWEST) * parts - 1).clamp_(0, side)
+    return number.mul_((pattern >> 31) | 1).add_(side)
 
 
 def trim(counts: Sequence[NDArray[Any]]) -> tuple[list[NDArray[np.int64]], NDArray[np.float64]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -15,6 +15,9 @@ from penlight.results import LayerSurvey, Provenance, SurveyResult
 from penlight.techniques.contract import Request, Technique
 from penlight.techniques.options import provenance
 from penlight.techniques.survey import histogram
+from penlight.techniques.survey.lists import RESERVE, Listing, shown, together
+from penlight.techniques.survey.scores import BINNED, EXACT, areas
+from penlight.techniques.survey.twins import pairs
 
 
 @dataclass(frozen=True)
@@ -48,27 +51,63 @@ def merge(results: Sequence[SurveyResult]) -> SurveyResult:
     shards = sorted(results, key=lambda r: _range(r.provenance))  # sums do not depend on the order then either
     _check(shards)
     first = shards[0]
-    merged = {path: _layer(shards, path) for path in first.layers}
-    counts, edges = histogram.trim([layer.histogram for layer in merged.values()])
+    counts = {path: _counts(shards, path) for path in first.layers}
+    trimmed, edges = histogram.trim([np.sum(count, axis=0) for count in counts.values()])
+    whole = bool(first.size) and sum(shard.count + len(shard.skipped) for shard in shards) == first.size
+    known = {i: found for shard in shards for i, found in shard.marks.items()}
+    listed = {path: _lists(shards, path) for path in first.layers}
+    twins = pairs({i: known[i] for i in _standing(listed.values()) if i in known})
     layers = {
-        path: replace(layer, histogram=count) for (path, layer), count in zip(merged.items(), counts, strict=True)
+        path: LayerSurvey(
+            **_statistics(shards, path, counts[path]),
+            histogram=count,
+            **shown(*listed[path], _lengths(first), twins),
+            **_scored(shards, path, whole),
+        )
+        for (path, count) in zip(counts, trimmed, strict=True)
     }
-    standing = {int(i) for layer in layers.values() for i in np.unique(layer.top_index)}
+    standing = _standing(listed.values())
     return SurveyResult(
         _provenance(shards),
         layers,
         sum(shard.count for shard in shards),
-        {i: name for i, name in sorted((i, n) for shard in shards for i, n in shard.names.items()) if i in standing},
-        {
-            i: number
-            for i, number in sorted((i, n) for shard in shards for i, n in shard.truth.items())
-            if i in standing
-        },
+        _gathered((shard.names for shard in shards), standing),
+        _gathered((shard.truth for shard in shards), standing),
         edges,
         first.classes,
         tuple(map(sum, zip(*(shard.class_count for shard in shards), strict=True))),
         tuple(entry for shard in shards for entry in shard.skipped),
+        first.size,
+        first.scored,
+        np.zeros(0, np.int32) if whole else np.concatenate([shard.peak_class for shard in shards]),
+        {i: known[i] for i in sorted(known) if i in standing},
     )
+
+
+_Lists = tuple[Listing, Listing | None]
+
+
+def _lists(shards: Sequence[SurveyResult], path: str) -> _Lists:
+    """A layer's candidates of all shards, as one survey would have kept them."""
+    parts = [shard.layers[path] for shard in shards]
+    kept = RESERVE if any(shard.marks for shard in shards) else 1
+    top, bottom = (kept * length for length in _lengths(shards[0]))
+    return together(parts, "top", top), together(parts, "bottom", bottom) if bottom else None
+
+
+def _lengths(result: SurveyResult) -> tuple[int, int]:
+    """Examples shown of the top and of the bottom."""
+    first = next(iter(result.layers.values()))
+    return int(first.top_index.shape[1]), int(first.bottom_index.shape[1])
+
+
+def _standing(listed: Iterable[_Lists]) -> set[int]:
+    return {int(i) for lists in listed for one in lists if one is not None for i in np.unique(one.index) if i >= 0}
+
+
+def _gathered(tables: Iterable[Mapping[int, Any]], standing: set[int]) -> dict[int, Any]:
+    found = {i: value for table in tables for i, value in table.items() if i in standing}
+    return dict(sorted(found.items()))
 
 
 def _range(provenance: Provenance) -> tuple[int, float]:
@@ -93,44 +132,59 @@ def _check(shards: Sequence[SurveyResult]) -> None:
         if a.provenance.method == "stream" and a.provenance.options == b.provenance.options:
             start, stop = _range(a.provenance)
             raise BadInput(f"the shard from {start} to {stop:g} is given twice; give each one once")
+    if not all(shard.size for shard in shards):
+        raise BadInput("one of the surveys to merge was saved by an earlier version; survey that part again")
     for shard in shards[1:]:
         for what, own, other in (
             ("model", shard.provenance.model_hash, first.provenance.model_hash),
             ("data", shard.provenance.data, first.provenance.data),
             ("layers", list(shard.layers), list(first.layers)),
             ("classes", shard.classes, first.classes),
-            ("top", _length(shard), _length(first)),
+            ("top", _lengths(shard)[0], _lengths(first)[0]),
+            ("bottom", _lengths(shard)[1], _lengths(first)[1]),
+            ("how classes are scored", shard.scored, first.scored),
         ):
             if own != other:
                 raise BadInput(f"the surveys to merge differ in {what}: they are no shards of one survey")
 
 
-def _length(result: SurveyResult) -> int:
-    return int(next(iter(result.layers.values())).top_index.shape[1])
-
-
-def _layer(shards: Sequence[SurveyResult], path: str) -> LayerSurvey:
-    parts = [shard.layers[path] for shard in shards]
+def _counts(shards: Sequence[SurveyResult], path: str) -> list[NDArray[np.int64]]:
     try:
-        counts = [histogram.widen(part.histogram, shard.edges) for part, shard in zip(parts, shards, strict=True)]
+        return [histogram.widen(shard.layers[path].histogram, shard.edges) for shard in shards]
     except ValueError as error:
         raise BadInput(f"the surveys to merge cannot be: {error}") from error
+
+
+def _statistics(
+    shards: Sequence[SurveyResult], path: str, counts: Sequence[NDArray[np.int64]]
+) -> dict[str, NDArray[Any]]:
+    parts = [shard.layers[path] for shard in shards]
     valid = np.stack([count.sum(1) for count in counts])  # (shards, U)
     numbers = np.array([shard.class_count for shard in shards], np.int64)[:, None]  # (shards, 1, K)
-    index, activation, position, box = _top(parts)
-    return LayerSurvey(
-        index,
-        activation,
-        position,
-        box,
-        _mean([part.mean for part in parts], valid),
-        _mean([part.mean_max for part in parts], valid),
-        np.fmax.reduce([part.maximum for part in parts]),
-        np.fmin.reduce([part.minimum for part in parts]),
-        _fires(parts, valid),
-        np.sum(counts, axis=0),
-        _mean([part.class_mean for part in parts], np.broadcast_to(numbers, (len(parts), *parts[0].class_mean.shape))),
-    )
+    return {
+        "mean": _mean([part.mean for part in parts], valid),
+        "mean_max": _mean([part.mean_max for part in parts], valid),
+        "maximum": np.fmax.reduce([part.maximum for part in parts]),
+        "minimum": np.fmin.reduce([part.minimum for part in parts]),
+        "fires": _fires(parts, valid),
+        "class_mean": _mean(
+            [part.class_mean for part in parts], np.broadcast_to(numbers, (len(parts), *parts[0].class_mean.shape))
+        ),
+    }
+
+
+def _scored(shards: Sequence[SurveyResult], path: str, whole: bool) -> dict[str, NDArray[Any]]:
+    """Areas from what the shards kept; a part of the data keeps it on."""
+    first = shards[0]
+    if first.scored not in (EXACT, BINNED):
+        return {}
+    parts = [shard.layers[path] for shard in shards]
+    peaks = np.concatenate([part.peaks for part in parts], axis=1)
+    counts = sum((part.class_histogram for part in parts[1:]), parts[0].class_histogram)
+    classes = np.concatenate([shard.peak_class for shard in shards])
+    found = areas(first.scored, peaks, classes, counts, len(first.classes))
+    kept = {} if whole else {"peaks": peaks, "class_histogram": counts}
+    return {**dict(zip(("auroc", "auroc_error", "auroc_z"), found, strict=True)), **kept}
 
 
 def _mean(means: Sequence[NDArray[np.float64]], weights: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -144,20 +198,3 @@ def _fires(parts: Sequence[LayerSurvey], valid: NDArray[np.int64]) -> NDArray[np
     """From the whole numbers that the shares stand for."""
     fired = np.rint(np.stack([part.fires for part in parts]) * valid).sum(0)
     return fired / np.maximum(valid.sum(0), 1)  # type: ignore[no-any-return]
-
-
-def _top(parts: Sequence[LayerSurvey]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """(index, activation, position, box) of the best of all lists; equal ones by index, unfilled places last."""
-    index, activation, position, box = (
-        np.concatenate([getattr(part, f"top_{name}") for part in parts], axis=1)
-        for name in ("index", "activation", "position", "box")
-    )
-    empty = index < 0
-    order = np.lexsort((index, np.where(empty, np.inf, -activation), empty), axis=1)[:, : parts[0].top_index.shape[1]]
-    flat = order[:, :, None]
-    return (
-        np.take_along_axis(index, order, 1),
-        np.take_along_axis(activation, order, 1),
-        np.take_along_axis(position, flat, 1),
-        np.take_along_axis(box, flat, 1),
-    )

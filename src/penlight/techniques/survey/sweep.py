@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from penlight.inputs import Batch, Data, batches
 from penlight.models import Layer, Model, Probe
 from penlight.techniques.survey.block import Block
+from penlight.techniques.survey.scores import Scores
 from penlight.techniques.survey.tally import Tally
 
 ROWS = 32  # inputs between two merges
@@ -31,14 +32,15 @@ class Sweep:
     """
 
     def __init__(
-        self, model: Model, network: nn.Module, layers: Mapping[str, Layer], top: int, batch: int = 0, classes: int = 0
-    ) -> None:
+        self, model: Model, network: nn.Module, layers: Mapping[str, Layer], top: int, batch: int = 0, classes: int = 0,
+        bottom: int = 0, scores: Scores | None = None,
+    ) -> None:  # fmt: skip
         self._model, self._network, self.batch = model, network, batch or fitting(layers, model.device)
         rows = -(-max(ROWS, self.batch) // self.batch) * self.batch
         with torch.inference_mode():
-            self.block = Block(layers, rows, self.batch, model.device)
+            self.block = Block(layers, rows, self.batch, model.device, bool(bottom))
             self._readers = self.block.readers()
-        self.tally = Tally(self.block.peak.shape[1], top, classes)
+        self.tally = Tally(self.block.peak.shape[1], top, classes, bottom, scores)
 
     @property
     def rows(self) -> int:
@@ -57,6 +59,8 @@ class Sweep:
                 _chosen(block.peak, slots), _chosen(block.total, slots), _chosen(block.place, slots), index, classes
             )
         block.floor[:] = self.tally.floor
+        if block.ceiling is not None:
+            block.ceiling[:] = self.tally.ceiling
 
 
 def chunks(data: Data, rows: int, start: int, stop: int) -> Iterator[Batch]:

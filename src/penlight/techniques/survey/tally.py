@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penlight.techniques.survey import histogram
+from penlight.techniques.survey.ranking import Ranking
+from penlight.techniques.survey.scores import Scores
 
 _AT_ONCE = 65536  # numbers
 
@@ -22,6 +24,8 @@ class Tally:
     units: int
     top: int
     classes: int
+    bottom: int = 0
+    scores: Scores | None = None
     inputs: int = 0
     total: NDArray[np.float64] = field(init=False)  # (T,) of the sums over positions
     peaks: NDArray[np.float64] = field(init=False)  # (T,) of the maxima over positions
@@ -31,9 +35,9 @@ class Tally:
     counts: Tensor = field(init=False)  # (BINS, T) int32; a column sums to the number of inputs that counted
     class_peaks: NDArray[np.float64] = field(init=False)  # (K, T)
     class_count: NDArray[np.int64] = field(init=False)
-    activation: NDArray[np.float32] = field(init=False)  # (T, top), descending, -inf where unfilled
-    index: NDArray[np.int64] = field(init=False)
-    place: NDArray[np.int32] = field(init=False)
+    best: Ranking = field(init=False)
+    least: Ranking | None = field(init=False)  # of the negated activations
+    entered: NDArray[np.int64] = field(init=False)  # inputs of the last block that stand in a list
 
     def __post_init__(self) -> None:
         size = self.units
@@ -42,14 +46,25 @@ class Tally:
         self.fired = np.zeros(size, np.int64)
         self.counts = torch.zeros((histogram.BINS, size), dtype=torch.int32)
         self.class_peaks, self.class_count = np.zeros((self.classes, size)), np.zeros(self.classes, np.int64)
-        self.activation = np.full((size, self.top), -np.inf, np.float32)
-        self.index = np.full((size, self.top), -1, np.int64)
-        self.place = np.zeros((size, self.top), np.int32)
+        self.best = Ranking(size, self.top)
+        self.least = Ranking(size, self.bottom) if self.bottom else None
+        self.entered = np.zeros(0, np.int64)
 
     @property
     def floor(self) -> NDArray[np.float32]:
-        """(T,) what an activation has to exceed to enter the list; an equal one came too late."""
-        return self.activation[:, -1]
+        """(T,) what an activation has to exceed to enter the top list; an equal one came too late."""
+        return self.best.floor
+
+    @property
+    def ceiling(self) -> NDArray[np.float32] | None:
+        """(T,) what an activation has to be below to enter the bottom list, if there is one."""
+        return None if self.least is None else -self.least.floor
+
+    def standing(self) -> NDArray[np.int64]:
+        """Inputs in any list."""
+        lists = [self.best.index, *([self.least.index] if self.least is not None else [])]
+        found: NDArray[np.int64] = np.unique(np.concatenate([one.reshape(-1) for one in lists]))
+        return found[found >= 0]
 
     def add(
         self, peak: Tensor, total: Tensor, place: Tensor, index: Sequence[int], classes: Sequence[int | None]
@@ -81,7 +96,9 @@ class Tally:
         np.minimum(self.minimum, low.min(0), out=self.minimum)
         self.fired += np.count_nonzero(values > 0, axis=0)
         self._count(peak, weights)
-        self._enter(values, place.numpy(), np.asarray(index, np.int64))
+        if self.scores is not None:
+            self.scores.add(values, classes)
+        self._enter(values, low, place.numpy(), np.asarray(index, np.int64))
 
     def _spoil(self, good: NDArray[np.bool_], classes: Sequence[int | None]) -> None:
         for row, label in enumerate(classes):
@@ -98,29 +115,10 @@ class Tally:
             where = histogram.bins(peak[row : row + step]).to(wide).mul_(self.units).add_(units)
             counts.scatter_add_(0, where.long().view(-1), weights[row : row + step].view(-1))
 
-    def _enter(self, values: NDArray[np.float32], place: NDArray[np.int32], index: NDArray[np.int64]) -> None:
-        """Insert what exceeds the floor, the first newcomer of every unit at once, then the second, …"""
-        found = np.flatnonzero(values > np.ascontiguousarray(self.floor))
-        rows, units = np.divmod(found, self.units)
-        order = np.argsort(units, kind="stable")
-        rows, units = rows[order], units[order]
-        first = np.flatnonzero(np.diff(units, prepend=-1))  # where each unit's newcomers begin
-        while len(first):
-            self._insert(
-                units[first], values[rows[first], units[first]], place[rows[first], units[first]], index[rows[first]]
-            )
-            following = first + 1
-            inside = following < len(units)
-            first = following[inside][units[following[inside]] == units[first[inside]]]
-
-    def _insert(
-        self, units: NDArray[np.intp], values: NDArray[np.float32], place: NDArray[np.int32], index: NDArray[np.int64]
+    def _enter(
+        self, values: NDArray[np.float32], low: NDArray[np.float32], place: NDArray[np.int32], index: NDArray[np.int64]
     ) -> None:
-        """One newcomer for each of some units; where it is not above the last one it drops out at the end again."""
-        own = self.activation[units]
-        rank = (own >= values[:, None]).sum(1, keepdims=True)  # behind those that are equal, which came earlier
-        at = np.arange(self.top)
-        source = np.where(at > rank, at - 1, at)
-        here = at == rank
-        for kept, new in ((self.activation, values), (self.index, index), (self.place, place)):
-            kept[units] = np.where(here, new[:, None], np.take_along_axis(kept[units], source, 1))
+        rows = self.best.enter(values, place, index)
+        if self.least is not None:
+            rows = np.union1d(rows, self.least.enter(-low, place, index))
+        self.entered = index[rows]

@@ -1,0 +1,1 @@
+"""What of a network works, what does not, and what can go."""

@@ -1,0 +1,379 @@
+"""`diagnose`: planted truth found and nothing else, ablation against rebuilt networks, intervals, excess, pruning."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from planted import NETWORKS, planted, values
+from torch.nn import functional as F
+
+import penlight
+import zoo
+from penlight.errors import BadInput, CannotRun, PenlightError, UnknownName
+from penlight.inputs import open_data
+from penlight.models.places import Patch, Rectifier, places
+from penlight.models.surgery import fixed, open_pruned
+from penlight.results import Provenance, VisualizeResult, load_result
+from penlight.results.diagnose import MEAN, STAND_IN, ZERO
+from penlight.techniques.contract import Request
+from penlight.techniques.diagnose.ablation import Bench, Truth
+from penlight.techniques.diagnose.bootstrap import interval
+from penlight.techniques.diagnose.excess import most, participation
+from penlight.techniques.diagnose.health import Health
+from penlight.techniques.diagnose.judging import judge
+from penlight.techniques.diagnose.kinship import kin
+from penlight.techniques.diagnose.pruning import pruned
+from penlight.techniques.diagnose.tally import Tallied
+from penlight.techniques.options import build
+
+
+def diagnosed(model, data, layers=(), earlier=(), seed=0, progress=lambda done, of: None, **options):
+    technique = build(Health, {"draws": 200, **options})
+    return technique.run(Request(model, layers=layers, data=data, earlier=earlier, seed=seed, progress=progress))
+
+
+def names(result):
+    return {unit: set(told) for unit, told in result.verdicts.items()}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def found(request):
+    model, data, expected = planted(request.param)
+    return model, data, expected, diagnosed(model, data, NETWORKS[request.param][2], tried=40, tested=300)
+
+
+def test_all_that_was_planted_is_found_and_nothing_else(found):
+    _, _, expected, result = found
+    assert names(result) == expected
+
+
+def test_duplicates_are_told_what_they_are_made_of(found):
+    result = found[3]
+    for path in result.layers:
+        for unit, others in ((9, {0}), (10, {1}), (11, {3}), (12, {0, 6}), (13, {1, 3, 8})):
+            told = result.details[f"{path}:{unit}"]["duplicate"]
+            for other in range(14):
+                assert (f"{path}:{other}" in told.split()) == (other in others), told
+            assert result.verdicts[f"{path}:{unit}"]["duplicate"] == pytest.approx(-1 if unit == 10 else 1, abs=1e-4)
+        proof = result.removal(path, "duplicate", STAND_IN)
+        assert proof.loss == pytest.approx(proof.loss_before, abs=1e-3)
+        assert proof.accuracy == proof.accuracy_before
+
+
+def test_every_set_is_what_a_rebuilt_network_says(found):
+    model, data, _, result = found
+    x = model.tensor(np.stack([data.read(n) for n in range(len(data))]))
+    target = torch.tensor([data.label(n)[1] for n in range(len(data))])
+
+    def said(network):
+        with torch.no_grad():
+            scores = network(x.clone())
+        return float(F.cross_entropy(scores, target)), float((scores.argmax(1) == target).float().mean())
+
+    assert (result.loss, result.accuracy) == pytest.approx(said(model.network), rel=1e-4)
+    checked = 0
+    for one in result.removals:
+        if one.how == ZERO and not any(
+            set(result.scaled.get(path, ())) & set(units) for path, units in one.units.items()
+        ):
+            rebuilt = fixed(model, {path: dict.fromkeys(units, 0.0) for path, units in one.units.items()})
+        elif one.how == MEAN and one.why != "nearly dead":
+            ((path, units),) = one.units.items()
+            try:
+                rebuilt = fixed(model, {path: {u: float(result.layers[path].mean[u]) for u in units}})
+            except CannotRun:
+                continue
+        else:
+            continue
+        assert (one.loss, one.accuracy) == pytest.approx(said(rebuilt.network), rel=1e-3, abs=1e-4), (one.why, one.how)
+        checked += 1
+    assert checked >= 5
+
+
+def test_single_units_are_what_rebuilt_networks_say(found):
+    model, data, _, result = found
+    x = np.stack([data.read(n) for n in range(40)])
+    target = torch.tensor([data.label(n)[1] for n in range(40)])
+    path = list(result.layers)[-1]
+    everything = diagnosed(
+        model, open_data(list(zip(x, target.tolist(), strict=True)), model.contract, list("0123")), [path]
+    )
+    effect = everything.ablation[path]
+    assert effect.shape == (model.layers[path].units, 2)
+    with torch.no_grad():
+        whole = model.network(model.tensor(x))
+        for unit in range(model.layers[path].units):
+            scores = fixed(model, {path: {unit: 0.0}}).network(model.tensor(x))
+            change = float(F.cross_entropy(scores, target) - F.cross_entropy(whole, target))
+            hits = float((scores.argmax(1) == target).float().mean() - (whole.argmax(1) == target).float().mean())
+            assert effect[unit] == pytest.approx((change, hits), abs=2e-5)
+
+
+def test_statistics_are_those_of_a_whole_pass(found):
+    model, data, _, result = found
+    x = model.tensor(np.stack([data.read(n) for n in range(len(data))]))
+    path = next(iter(result.layers))
+    norm = {"a": "na"}.get(path) if hasattr(model.network, "na") else None
+    own = values(model, norm or path, x)
+    flat = (own.flatten(2) if own.ndim > 2 else own[..., None]).numpy().astype(np.float64)
+    layer = result.layers[path]
+    np.testing.assert_allclose(layer.share, (flat > 0).mean((0, 2)), atol=1e-4)
+    np.testing.assert_allclose(layer.fired, (flat > 0).any(2).mean(0), atol=1e-12)
+    np.testing.assert_allclose(layer.high, flat.max((0, 2)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(layer.low, flat.min((0, 2)), rtol=1e-4, atol=1e-4)
+    top = 6.0 if layer.rectifier == "relu6" else np.inf
+    np.testing.assert_allclose(layer.mean, np.clip(flat, 0, top).mean((0, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_combination_before_its_parts_costs_one_unit_of_the_group():
+    rng = np.random.default_rng(0)
+    free = rng.normal(size=(5000, 6))
+    free[:, 1] = 0.5 * free[:, 3] - 2 * free[:, 4]
+    made = kin(np.cov(free.T), free.mean(0), (), 0.99, 3)
+    assert set(made) == {4}
+    assert made[4].others == (1, 3)
+    np.testing.assert_allclose(made[4].factors, (-0.5, 0.25), atol=1e-6)
+    assert kin(np.cov(free.T), free.mean(0), (), 0.99, 1) == {}
+
+
+def test_combinations_hide_among_correlated_units():
+    rng = np.random.default_rng(1)
+    free = rng.normal(size=(4000, 40)) + 2 * rng.normal(size=(4000, 1))
+    free[:, 39] = free[:, 3] - free[:, 17] + 0.7 * free[:, 30]
+    free[:, 38] = free[:, 5] - free[:, 21]
+    made = kin(np.cov(free.T), free.mean(0), (), 0.99, 3)
+    assert {u: one.others for u, one in made.items()} == {38: (5, 21), 39: (3, 17, 30)}
+
+
+def test_participation_ratio_by_hand():
+    assert participation(np.diag([1.0, 1.0, 1.0, 1.0])) == pytest.approx(4)
+    assert participation(np.diag([2.0, 0.0, 0.0])) == pytest.approx(1)
+    assert participation(np.ones((3, 3))) == pytest.approx(1)
+    assert participation(np.diag([3.0, 1.0])) == pytest.approx(16 / 10)
+    assert participation(np.zeros((2, 2))) == 0
+
+
+@pytest.mark.parametrize(("limit", "answer"), [(0, 0), (1, 0), (1, 1), (10, 0), (10, 7), (10, 10), (127, 64)])
+def test_search_finds_the_largest_that_fits(limit, answer):
+    tries = []
+    assert most(lambda n: tries.append(n) or n <= answer, limit) == answer
+    assert len(tries) <= limit.bit_length()
+
+
+def test_the_interval_covers_a_planted_effect():
+    rng = np.random.default_rng(0)
+    covered = few = 0
+    for _ in range(200):
+        low, high = interval(rng.normal(0.3, 1.0, 400), rng, 400)
+        covered += low <= 0.3 <= high
+        low, high = interval(-(rng.random(400) < 0.1).astype(float), rng, 400)
+        few += low <= -0.1 <= high
+    assert 180 <= covered <= 198
+    assert 180 <= few <= 199
+    assert interval(np.zeros(50), rng) == (0.0, 0.0)
+    plain = rng.normal(size=500)
+    low, high = interval(plain, np.random.default_rng(3), 4000)
+    error = plain.std() / 500**0.5
+    assert (low, high) == pytest.approx((plain.mean() - 1.96 * error, plain.mean() + 1.96 * error), abs=0.15 * error)
+
+
+def test_a_unit_that_matters_is_seen_to_matter():
+    network = zoo.seeded(lambda: torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2)))
+    with torch.no_grad():
+        network[2].weight.zero_()
+        network[0].bias[3] = -0.5 * network[0].weight[3].sum()  # fires on half of the inputs
+        network[2].weight[1, 3] = 20.0
+        network[2].bias.copy_(torch.tensor([0.0, -1.0]))
+    model = penlight.load(network, example=torch.zeros(1, 4))
+    inputs = np.random.default_rng(0).random((400, 4), np.float32)
+    truth = network(torch.from_numpy(inputs)).argmax(1).tolist()
+    if len(set(truth)) < 2:
+        pytest.fail("the planted network has to tell two classes apart")
+    data = open_data(list(zip(inputs, truth, strict=True)), model.contract, ["0", "1"])
+    result = diagnosed(model, data, ["0"])
+    effect = result.ablation["0"]
+    share = float(np.mean(truth))
+    assert effect[3, 1] == pytest.approx(-share, abs=1e-9)
+    assert np.abs(np.delete(effect, 3, 0)).max() < 1e-6
+    assert result.layers["0"].removable == (0, 1, 2, 4, 5)
+    one = result.removal("0", "can go")
+    assert (one.accuracy, one.accuracy_low, one.accuracy_high) == (1.0, 0.0, 0.0)
+    assert "5 of 6 units of 0 removed: accuracy 100.0 → 100.0 % (95 % CI 0.0…0.0)" in one.text()
+
+
+@pytest.mark.parametrize("name", zoo.NETWORKS)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_any_network_gets_a_result(open_zoo, name, labelled, tmp_path):
+    model = open_zoo(name)
+    inputs = np.random.default_rng(0).random((9, *model.contract.shape), np.float32)
+    given = [(one, n % 2) for n, one in enumerate(inputs)] if labelled else list(inputs)
+    result = diagnosed(model, open_data(given, model.contract, ["0", "1"] if labelled else None))
+    assert result.truth == ("labels" if labelled else "own answers")
+    assert labelled or result.accuracy == 1.0
+    assert not [note for note in result.notes if "tie" in note], result.notes
+    for path, effect in result.ablation.items():
+        assert effect.shape == (model.layers[path].units, 2)
+        assert np.isfinite(effect).all()
+        assert 0 < result.layers[path].needed <= model.layers[path].units
+    assert json.loads(result.to_json())["layers"]
+    again = load_result(result.save(tmp_path / "r"))
+    assert again.to_json() == result.to_json()
+    for one, other in zip(again.state()[1].values(), result.state()[1].values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", zoo.NETWORKS)
+def test_every_layer_of_any_network_agrees_with_one_unit_at_a_time(open_zoo, name):
+    model = open_zoo(name)
+    layers = [
+        p for p, layer in model.layers.items() if layer.alias_of is None and p not in ("(logits)", model.class_layer)
+    ]
+    network = model.prepared(keep=layers)
+    found = places(model, layers, network)
+    bench = Bench(model, network, found, Truth(None))
+    inputs = np.random.default_rng(0).random((5, *model.contract.shape), np.float32)
+    for path in layers:
+        held = np.linspace(-1, 1, model.layers[path].units)
+        fast = bench.singles(path, inputs, [None] * 5, held)
+        slow = [
+            bench.measure(inputs, [None] * 5, [{path: Patch((u,), (float(held[u]),))}])[1] for u in range(len(held))
+        ]
+        np.testing.assert_allclose(fast, np.stack(slow), atol=2e-5)
+
+
+def test_unlabelled_data_is_held_against_the_networks_own_answers():
+    model, data, _ = planted("plain")
+    inputs = np.stack([data.read(n) for n in range(60)])
+    result = diagnosed(model, open_data(inputs, model.contract), ["b"])
+    probabilities = model.predict(inputs)
+    entropy = -(probabilities * np.log(probabilities)).sum(1).mean()
+    assert result.loss == pytest.approx(entropy, rel=1e-4)
+    one = result.removal("b", "duplicate")
+    cut = fixed(model, {"b": dict.fromkeys(one.units["b"], 0.0)}).predict(inputs)
+    assert one.accuracy == pytest.approx((cut.argmax(1) == probabilities.argmax(1)).mean())
+    assert one.loss == pytest.approx(-(probabilities * np.log(cut)).sum(1).mean(), rel=1e-4)
+
+
+def pictures(stability, best, zero=False):
+    alike = np.full((1, 2, 2), stability, np.float32)
+    return VisualizeResult(
+        Provenance(), ("b:8",), (None,), np.zeros((1, 2, 4, 4, 1), np.uint8), np.full((1, 2), best, np.float32),
+        np.zeros((1, 2), np.float32), np.full((1, 2), zero), network_likeness=alike,
+    )  # fmt: skip
+
+
+def test_static_and_unstable_come_from_pictures():
+    model, data, _ = planted("plain")
+    few = {"tested": 20, "tried": 20}
+    assert names(diagnosed(model, data, ["b"], [pictures(0.9, 50)], **few)).get("b:8") is None
+    unstable = diagnosed(model, data, ["b"], [pictures(0.05, 50)], **few)
+    assert unstable.verdicts["b:8"] == {"unstable": pytest.approx(0.05)}
+    assert diagnosed(model, data, ["b"], [pictures(0.05, 0.01)], **few).verdicts["b:8"] == {
+        "static": pytest.approx(0.05)
+    }
+    assert diagnosed(model, data, ["b"], [pictures(0.0, 0.0, True)], **few).verdicts["b:8"] == {"static": 0.0}
+
+
+def test_same_seed_same_bytes_and_no_trace():
+    model, data, _ = planted("residual", count=80)
+    network = model.network.train()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    random = torch.get_rng_state()
+    steps = []
+    one = diagnosed(model, data, tried=30, progress=lambda done, of: steps.append((done, of)))
+    two = diagnosed(model, data, tried=30)
+    assert one.to_json() == two.to_json()
+    for a, b in zip(one.state()[1].values(), two.state()[1].values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert steps[-1][0] == steps[-1][1] == len(steps)
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in before.items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in network.modules())
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+
+
+def test_batches_do_not_change_the_answer():
+    model, data, _ = planted("normed", count=70)
+    one, two = (diagnosed(model, data, tried=30, batch=batch) for batch in (7, 64))
+    assert names(one) == names(two)
+    for path in one.layers:
+        np.testing.assert_allclose(one.layers[path].share, two.layers[path].share, atol=1e-4)
+        np.testing.assert_allclose(one.layers[path].participation, two.layers[path].participation, rtol=1e-3)
+        np.testing.assert_allclose(one.ablation[path], two.ablation[path], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "how"), [("plain", ZERO), ("normed", ZERO), ("dense", MEAN), ("clamped", MEAN)])
+def test_what_was_pruned_is_what_was_ablated(name, how, tmp_path):
+    model, data, _ = planted(name)
+    result = diagnosed(model, data, NETWORKS[name][2], replace=how, drop=0.02, tried=60)
+    assert result.removable
+    told, small = pruned(model, result, data, tmp_path / "small.safetensors")
+    (joint,) = [one for one in result.removals if one.why == "can go" and dict(one.units) == dict(result.removable)]
+    assert told.pruned.accuracy == pytest.approx(joint.accuracy, abs=1e-9)
+    assert told.pruned.loss == pytest.approx(joint.loss, rel=1e-3)
+    assert told.pruned.parameters < told.pruned.parameters_before
+    assert told.pruned.macs < told.pruned.macs_before
+    for path, units in result.removable.items():
+        assert small.layers[path].units == model.layers[path].units - len(units)
+    again = open_pruned(model, tmp_path / "small.safetensors")
+    x = model.example(4)
+    with torch.no_grad():
+        torch.testing.assert_close(again.network(x), small.network(x))
+    assert set(told.pruned.keys) == set(model.network.state_dict())
+    assert load_result(told.save(tmp_path / "r")).pruned == told.pruned
+
+
+def test_what_is_lacking_is_said(open_zoo):
+    with pytest.raises(BadInput, match="needs data"):
+        diagnosed(open_zoo("functional"), None)
+    model = open_zoo("functional")
+    data = open_data(np.random.default_rng(0).random((4, 1, 16, 16), np.float32), model.contract)
+    result = diagnosed(model, data, ["conv1"])
+    with pytest.raises(UnknownName, match="conv1"):
+        result.flagged("conv3")
+    with pytest.raises(UnknownName, match="saturated"):
+        result.flagged("conv1", "satuated")
+    with pytest.raises(PenlightError, match="logits"):
+        diagnosed(
+            open_zoo("softmax"),
+            open_data(np.zeros((4, 1, 9, 9), np.float32), open_zoo("softmax").contract),
+            ["(logits)"],
+        )
+
+
+def tallied(units, **given):
+    """What units did that nothing is to be said of, but for what is given."""
+    known = {
+        "share": 0.5,
+        "fired": 1.0,
+        "high": 2.0,
+        "low": -1.0,
+        "own": 2.0,
+        "full": 0.0,
+        "mean": 0.5,
+        "centre": 0.0,
+        "spread": 1.0,
+    }
+    arrays = {name: np.array(given.get(name, [value] * units), np.float64) for name, value in known.items()}
+    return Tallied(1000, 1000, **arrays, kin=np.eye(units), seen=np.eye(units))
+
+
+def told_of(found, rectifier):
+    judged = judge("x", found, rectifier, Health().limits, {})
+    return {u: dict(told) for u, told in judged.verdicts.items()}
+
+
+def test_verdicts_hold_from_where_they_are_said_to():
+    relu, capped = Rectifier("relu", 0.0, None, True), Rectifier("relu6", 0.0, 6.0, True)
+    assert told_of(tallied(3, share=[1.0, 0.99, 1.0], low=[0.01, -0.01, 0.0]), relu) == {0: {"always on": 1.0}}
+    assert told_of(tallied(3, fired=[0.009, 0.01, 0.5]), relu) == {0: {"nearly dead": 0.009}}
+    assert told_of(tallied(2, share=[0.0, 0.0001], high=[-0.1, 0.1], fired=[0.0, 0.02]), relu) == {0: {"dead": 0.0}}
+    assert told_of(tallied(3, full=[0.9, 0.89, 0.0]), capped) == {0: {"saturated": 0.9}}
+    assert told_of(tallied(2, full=[0.95, 0.5]), Rectifier("sigmoid", 0.0, 1.0, False)) == {0: {"saturated": 0.95}}
+    still = tallied(
+        4, high=[-1.0, 0.5, 0.0, 2.0], low=[-1.0, 0.5, 0.0, 1.9999], share=[0.0, 1.0, 0.0, 1.0], fired=[0, 1, 0, 1]
+    )
+    assert told_of(still, None) == {0: {"dead": 0.0}, 1: {"static": 0.0}, 2: {"dead": 0.0}}
+    assert told_of(still, Rectifier("gelu", None, None, False)) == told_of(still, None)
+    assert told_of(tallied(2, share=[0.0, 1.0], high=[-0.1, 2.0], low=[-3.0, 1.0], fired=[0.0, 1.0]), None) == {}
