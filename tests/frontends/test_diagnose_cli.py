@@ -134,3 +134,24 @@ def test_names_are_escaped(result):
     provenance = replace(result.provenance, model="<script>x</script>", data="<i>")
     assert "<script>" not in page(replace(result, provenance=provenance))
     assert "<i>" not in page(replace(result, provenance=provenance)).partition("</header>")[0].partition("<header>")[2]
+
+
+def test_an_atlas_shows_verdicts_on_its_pages(tmp_path):
+    network = zoo.seeded(zoo.Functional)
+    with torch.no_grad():
+        network.conv1.weight[2] = 0.0
+        network.conv1.bias[2] = -1.0
+    model = penlight.load(network, example=torch.zeros(1, 1, 16, 16))
+    pictures = np.random.default_rng(0).random((30, 1, 16, 16), np.float32)
+    penlight.build_atlas(model, pictures, tmp_path / "atlas", seeds=1, steps=2, top=3)
+    penlight.build_site(tmp_path / "atlas", tmp_path / "site")
+    unit = (tmp_path / "site" / "units" / "conv1" / "2.html").read_text("utf-8")
+    assert '<em class="tag">dead</em>' in unit
+    assert "Silenced alone" in unit
+    sound = (tmp_path / "site" / "units" / "conv1" / "0.html").read_text("utf-8")
+    assert '<em class="tag">dead</em>' not in sound
+    layer = (tmp_path / "site" / "layers" / "conv1.html").read_text("utf-8")
+    assert "1 dead" in layer
+    assert 'value="is:dead"' in layer
+    assert "of 6 needed" in layer
+    assert "What works, and what can go" in (tmp_path / "site" / "index.html").read_text("utf-8")

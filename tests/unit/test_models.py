@@ -251,6 +251,8 @@ def test_a_network_that_flattens_by_a_view_is_prepared_as_well():
     twin = model.prepared()
     with torch.no_grad():
         np.testing.assert_allclose(twin(x), network(x.contiguous()), atol=1e-6)
+        assert twin.fc.weight.data_ptr() == network.fc.weight.data_ptr()  # large, and never written to
+        assert twin.conv1.weight.data_ptr() != network.conv1.weight.data_ptr()
         again = copy.deepcopy(twin)
         again.fc.weight.zero_()
         np.testing.assert_allclose(again(x)[0], network.fc.bias, atol=1e-6)

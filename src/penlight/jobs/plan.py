@@ -13,11 +13,13 @@ from penlight.inputs import Data
 from penlight.jobs.task import Task
 from penlight.models import Model
 from penlight.techniques.contract import methods
+from penlight.techniques.diagnose.health import default_layers
 from penlight.techniques.options import build
 
 _SHARD = 512  # inputs a survey task reads at least: what a killed run loses at most
 _SHARDS = 64  # survey tasks at most
 _CHUNK = 32  # units a synthesis task renders
+_EXAMINED = {"tested": 500, "tried": 40, "effort": 0.03, "positions": 16}  # a glance, beside what the syntheses take
 _LEAST = 3  # inputs shown that excite a unit least
 _SMALL, _FEW = 128 * 128, 3  # pictures up to this many pixels have all top examples projected, larger ones so many
 
@@ -48,6 +50,7 @@ def plan_atlas(model: Model, data: Data | None, asked: AtlasOptions) -> list[Tas
         if technique.reads_survey:
             read["needs"] = ([task.key for task in tasks if task.verb == "survey"][-1],)
         tasks += _projections(model, layers, asked, [task for task in tasks if task.verb == "survey"][-1])
+        tasks += _health(model, data, layers, asked)
     tasks += _filters(model, asked)
     tasks.append(_task(model, "survey", "weights", asked.seed, {}))
     for layer in _classes_first(model, layers):
@@ -114,6 +117,13 @@ def _projections(model: Model, layers: Sequence[str], asked: AtlasOptions, surve
                 model, "explain", "projections", asked.seed, options, units=tuple(units[start : start + _CHUNK]),
                 data=survey.data, needs=(survey.key,),
             )  # fmt: skip
+
+
+def _health(model: Model, data: Data, layers: Sequence[str], asked: AtlasOptions) -> Iterator[Task]:
+    """One look at all units that can be told to work or not."""
+    examined = tuple(path for path in default_layers(model) if path in layers)
+    if examined:
+        yield _task(model, "diagnose", "health", asked.seed, _EXAMINED, layers=examined, data=data.fingerprint())
 
 
 def _filters(model: Model, asked: AtlasOptions) -> Iterator[Task]:

@@ -72,7 +72,8 @@ def prepare(network: nn.Module, example: Tensor, keep: Collection[str] = ()) -> 
 
 def _channels_last(network: nn.Module, example: Tensor) -> nn.Module:
     """A frozen copy, channels-last for pictures; one that takes views of its maps learns to reshape."""
-    twin = frozen_copy(network)
+    dense = [parameter for parameter in network.parameters() if parameter.ndim == 2]  # no other order of memory helps them
+    twin = frozen_copy(network, dense)
     if example.ndim != 4:
         return twin
     twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

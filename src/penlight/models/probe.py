@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -192,10 +192,14 @@ def _leave(network: nn.Module, freeze: bool) -> None:
             del _kept[id(network)]
 
 
-def frozen_copy(network: nn.Module) -> nn.Module:
-    """An independent copy in eval mode whose parameters take no gradients; `CannotRun` if the network cannot be copied."""
+def frozen_copy(network: nn.Module, shared: Iterable[nn.Parameter] = ()) -> nn.Module:
+    """A copy in eval mode whose parameters take no gradients; `CannotRun` if the network cannot be copied.
+
+    It is independent but for the values of `shared` parameters, which nobody may write to.
+    """
+    known = {id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in shared}
     try:
-        twin = copy.deepcopy(unwrap(network))
+        twin = copy.deepcopy(unwrap(network), known)
     except Exception as error:  # a module may hold anything: report what it holds
         raise CannotRun(f"the network cannot be copied ({type(error).__name__}: {error})") from error
     return twin.eval().requires_grad_(False)

@@ -10,6 +10,7 @@ import numpy as np
 
 from penlight.errors import BadInput
 from penlight.results import (
+    DiagnoseResult,
     FiltersResult,
     LayerSurvey,
     PredictionsResult,
@@ -161,6 +162,7 @@ class Book:
     inputs_from: Provenance | None = None
     filters: dict[str, list[Filter]] = field(default_factory=dict)
     filters_from: dict[str, Provenance] = field(default_factory=dict)
+    health: DiagnoseResult | None = None
     backs: dict[str, Back] = field(default_factory=dict)  # by unit
     weights: WeightsResult | None = None
     expanded: dict[str, Expanded] = field(default_factory=dict)  # by unit
@@ -222,6 +224,8 @@ def _add(book: Book, atlas: Atlas, key: str, album: Album, names: Mapping[str, s
         book.survey = result
     elif isinstance(result, PredictionsResult):
         _add_inputs(book, result, atlas, key, album)
+    elif isinstance(result, DiagnoseResult):
+        book.health = result
     elif isinstance(result, ProjectionsResult):
         _add_backs(book, result, atlas, key, album, names)
     elif isinstance(result, FiltersResult) and result.layer in names:

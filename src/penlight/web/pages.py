@@ -12,6 +12,7 @@ from markupsafe import Markup
 from penlight.render.svg import Mark, bars, histogram_svg
 from penlight.render.words import number, shape, share, times
 from penlight.results import Example, Provenance
+from penlight.results.diagnose import VERDICTS
 from penlight.results.labels import Label
 from penlight.results.weights import Feed
 from penlight.web.book import Book, Input, Layer, Portrait, Selectivity
@@ -20,6 +21,7 @@ STRIP = 6  # thumbnails of a layer on the map
 SAMPLES = 20  # predictions on the model's page
 REAL = 5  # real inputs of a class
 BARS = 12  # classes on a unit's page
+SPARE = "can go"
 SKIPPED = 40  # inputs that could not be read, by name
 _ONE_SIDED = 0.3  # of a connection's sign: what is nearer to 0 excites and inhibits
 
@@ -99,6 +101,9 @@ class Pages:
             "surveyed": sum(len(rows.mean) for layer in pages if (rows := book.rows(layer.path)) is not None),
             "dead": sum(self._dead(layer) for layer in pages),
             "dark": sum(self._dark(layer) for layer in pages),
+            "health": book.health,
+            "whole_set": self._whole_set(),
+            "verdict_names": VERDICTS,
             "maps": sum(len(found) for (_, way), found in book.portraits.items() if way == "happy"),
             "classes": [row for row in self._class_rows() if row["ideas"]][:60],
             "skipped": () if book.survey is None else book.survey.skipped[:SKIPPED],
@@ -126,6 +131,7 @@ class Pages:
             "rows": rows,
             "dead": self._dead(layer),
             "dark": self._dark(layer),
+            "health": self._health(layer),
             "labelled": sum(self._scores(layer)[1]),
             "classes": book.survey.classes if rows is not None and book.survey else (),
             "filters": book.filters.get(layer.path, []),
@@ -149,6 +155,8 @@ class Pages:
             "label": self.label(layer, index),
             "happy": happy,
             "sad": sad,
+            "verdicts": self._verdicts(unit),
+            "effect": self._effect(layer, index),
             "crops": [] if row is None else self._crops(unit),
             "least": [] if row is None or book.survey is None else self._cut(unit, book.survey.bottom(unit)),
             "twins": [] if row is None or book.survey is None else book.survey.twins(unit),
@@ -268,6 +276,8 @@ class Pages:
                 columns["sel"], columns["best"] = [_short(v) for v in chosen.index], chosen.best
             if scores := self._scores(layer)[0]:
                 columns["auroc"] = [_short(v) for v in scores]
+        if health := self._health(layer):
+            columns["verdict"] = health["units"]
         for way in ("happy", "sad"):
             if way in kinds:
                 columns[way] = [self._wall_portrait(layer, way, u) for u in range(layer.units)]
@@ -276,6 +286,39 @@ class Pages:
         if "filter" in kinds:
             columns["filter"] = [[f.file, *f.size] for f in self.book.filters[layer.path]]
         return columns
+
+    def _health(self, layer: Layer) -> dict[str, Any] | None:
+        """How many of a layer's units have each verdict, how many can go, and the verdicts unit by unit; None if it was not examined."""
+        health = self.book.health
+        if health is None or layer.path not in health.layers:
+            return None
+        own = health.layers[layer.path]
+        said = [list(health.verdicts.get(f"{layer.path}:{u}", ())) for u in range(own.units)]
+        for u in own.removable:
+            said[u].append(SPARE)
+        counts = {name: sum(name in names for names in said) for name in (*VERDICTS, SPARE)}
+        return {"counts": {name: n for name, n in counts.items() if n}, "needed": own.needed, "units": said}
+
+    def _verdicts(self, unit: str) -> list[tuple[str, float, str]]:
+        """(name, number, detail) of each of a unit's verdicts."""
+        health = self.book.health
+        if health is None:
+            return []
+        details = health.details.get(unit, {})
+        return [(name, number, details.get(name, "")) for name, number in health.verdicts.get(unit, {}).items()]
+
+    def _effect(self, layer: Layer, index: int) -> tuple[float, float | None, int] | None:
+        """(change of loss, of accuracy, inputs) when the unit alone is silenced."""
+        own = None if self.book.health is None else self.book.health.layers.get(layer.path)
+        if own is None or index >= len(own.effect) or not np.isfinite(own.effect[index, 0]):
+            return None
+        accuracy = float(own.effect[index, 1])
+        return float(own.effect[index, 0]), accuracy if np.isfinite(accuracy) else None, own.tried
+
+    def _whole_set(self) -> str:
+        """What all that can go at once costs, in words."""
+        proofs = () if self.book.health is None else self.book.health.removals
+        return next((one.text() for one in reversed(proofs) if one.why == SPARE), "")
 
     def _wall_portrait(self, layer: Layer, way: str, index: int) -> list[Any] | int | None:
         known = self.book.portrait(layer.path, way, index)
@@ -390,6 +433,8 @@ class Pages:
         found = [("HappyMap", p.provenance) for p in happy] + [("SadMap", p.provenance) for p in sad]
         if row is not None and book.survey is not None:
             found.append(("Real examples and statistics", book.survey.provenance))
+        if book.health is not None and layer.path in book.health.layers:
+            found.append(("Verdicts", book.health.provenance))
         unit = None if row is None else row["unit"]
         if unit in book.backs:
             found.append(("Projections back to pixels", book.backs[unit].provenance))

@@ -153,6 +153,7 @@
       var fires = data.fires ? data.fires[u] : null;
       if (s.only === "fires" && !(fires > 0) || s.only === "never" && fires !== 0) return false;
       if (s.only === "dark" && (data.happy || [])[u] !== 0) return false;
+      if (s.only.indexOf("is:") === 0 && ((data.verdict || [])[u] || []).indexOf(s.only.slice(3)) < 0) return false;
       if (s.best !== "" && (data.best || [])[u] !== Number(s.best)) return false;
       return fires === null || 100 * fires >= Number(s.low) && 100 * fires <= Number(s.high);
     }
