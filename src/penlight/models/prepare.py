@@ -72,7 +72,9 @@ def prepare(network: nn.Module, example: Tensor, keep: Collection[str] = ()) -> 
 
 def _channels_last(network: nn.Module, example: Tensor) -> nn.Module:
     """A frozen copy, channels-last for pictures; one that takes views of its maps learns to reshape."""
-    dense = [parameter for parameter in network.parameters() if parameter.ndim == 2]  # no other order of memory helps them
+    dense = [
+        parameter for parameter in network.parameters() if parameter.ndim == 2
+    ]  # no other order of memory helps them
     twin = frozen_copy(network, dense)
     if example.ndim != 4:
         return twin
