@@ -14,13 +14,14 @@ import penlight
 import zoo
 from penlight.errors import BadInput, BadOption, BadUnit, UnknownName
 from penlight.inputs import InputContract, open_data, read_input
+from penlight.models.memory import is_memory_error
 from penlight.render import explain_sheet
 from penlight.results import ExplainResult, ExplanationsResult, Provenance, load_result
 from penlight.results.explain import Explained, painted, shown
 from penlight.results.heat import heat, magnitude
 from penlight.techniques.contract import Request
 from penlight.techniques.explain.aim import Aim, read_aim
-from penlight.techniques.explain.chunks import chunk_size, in_chunks, is_memory_error
+from penlight.techniques.explain.chunks import chunk_size, in_chunks
 from penlight.techniques.explain.explanation import open_scene
 from penlight.techniques.explain.fills import FILLS, blurred, filled
 

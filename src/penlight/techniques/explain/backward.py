@@ -6,7 +6,6 @@ the rule is hung on that node for one backward pass. Nothing of the network is t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,9 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from penlight.errors import CannotRun
 from penlight.models import Probe
+from penlight.models.graph import Node, nodes, operation
 from penlight.techniques.explain.explanation import Scene
-
-Node = Any  # torch.autograd.graph.Node: its saved values are attributes of the concrete class
 
 RULES = ("plain", "deconv", "guided")
 STARTS = ("one", "activation", "map")
@@ -59,24 +57,6 @@ class Rule:
     kind: str = "plain"
     smooth: bool = True
     lrn: str = "backward"
-
-
-def operation(node: Node) -> str:
-    """'ReluBackward0' → 'Relu'."""
-    return re.sub(r"Backward\d*\Z", "", node.name())
-
-
-def nodes(root: Node | None) -> Iterator[Node]:
-    """Every operation of the graph below `root`, each once."""
-    seen: set[Node] = set()
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting.extend(below for below, _ in node.next_functions)
 
 
 def rectifiers(root: Node | None, smooth: bool = True) -> list[Node]:

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from penlight.errors import BadOption
 from penlight.models import Model, Probe
+from penlight.models.graph import nodes, operation
 from penlight.techniques.explain import aim as aims
 from penlight.techniques.explain.aim import Aim
-from penlight.techniques.explain.backward import Rule, differentiate, nodes, operation, warnings
+from penlight.techniques.explain.backward import Rule, differentiate, warnings
 from penlight.techniques.explain.chunks import chunk_size, in_chunks
 from penlight.techniques.explain.explanation import Attribution, Explanation, Scene
 from penlight.techniques.explain.fills import FILL_HELP, FILLS, filled

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from penlight.errors import CannotRun
 from penlight.models import Model
+from penlight.models.memory import free_bytes, is_memory_error
 
 T = TypeVar("T")
 _SHARE = 0.4  # of the free memory that a batch may take
 _BEST = 16  # inputs: on CPUs larger batches are no faster, on GPUs memory decides
 _BEST_GPU = 256
-_WORDS = ("out of memory", "can't allocate", "cannot allocate", "not enough memory", "defaultcpuallocator")
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can be taken on the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return 2**31  # no such file on this system: a modest guess
 
 
 def chunk_size(model: Model, *, backward: bool = False) -> int:
@@ -39,13 +27,6 @@ def chunk_size(model: Model, *, backward: bool = False) -> int:
 
 def _numel(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError | CannotRun) and any(word in str(error).lower() for word in _WORDS)
 
 
 def in_chunks(run: Callable[[int, int], T], count: int, size: int) -> list[T]:

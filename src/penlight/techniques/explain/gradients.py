@@ -55,6 +55,12 @@ class GradientInput(Explanation):
         return Attribution(found, evidence={"sum": float(found.double().sum()), "value": scene.value})
 
 
+def _rectified(scene: Scene, rule: Rule, start: str = "one") -> Attribution:
+    found = differentiate(scene, scene.x, rule, start=start)
+    notes = warnings(rule, found.met)
+    return Attribution(found.gradient[0], evidence={"rectifiers": found.met}, notes=notes, colour=True)
+
+
 @dataclass(frozen=True)
 class Deconvnet(Explanation):
     """Zeiler and Fergus' deconvnet: back through max-pool switches and transposed filters, rectified on the way."""
@@ -75,11 +81,7 @@ class Deconvnet(Explanation):
     lrn: str = option("backward", _LRN, choices=("backward", "pass"))
 
     def attribute(self, scene: Scene) -> Attribution:
-        rule = Rule("deconv", self.smooth, self.lrn)
-        found = differentiate(scene, scene.x, rule, start=self.start)
-        return Attribution(
-            found.gradient[0], evidence={"rectifiers": found.met}, notes=warnings(rule, found.met), colour=True
-        )
+        return _rectified(scene, Rule("deconv", self.smooth, self.lrn), self.start)
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,7 @@ class GuidedBackprop(Explanation):
     lrn: str = option("backward", _LRN, choices=("backward", "pass"))
 
     def attribute(self, scene: Scene) -> Attribution:
-        rule = Rule("guided", self.smooth, self.lrn)
-        found = differentiate(scene, scene.x, rule)
-        return Attribution(
-            found.gradient[0], evidence={"rectifiers": found.met}, notes=warnings(rule, found.met), colour=True
-        )
+        return _rectified(scene, Rule("guided", self.smooth, self.lrn))
 
 
 @dataclass(frozen=True)

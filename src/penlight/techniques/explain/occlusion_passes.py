@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from penlight.errors import CannotRun
+from penlight.models.memory import free_bytes, is_memory_error
 from penlight.models.probe import listening
-from penlight.techniques.explain.chunks import chunk_size, free_bytes, is_memory_error
+from penlight.techniques.explain.chunks import chunk_size
 from penlight.techniques.explain.explanation import Scene
 from penlight.techniques.explain.windowed import Block, GiveUp, Ledger, Piece, Session, State, Windowed, channels_last
 from penlight.techniques.explain.windowed_boxes import Axis

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from penlight.errors import CannotRun
 from penlight.models import Layer, Model, Probe
+from penlight.models.memory import is_memory_error
 from penlight.models.probe import undisturbed
 from penlight.techniques.visualize.engine import Recipe, Snapshot, Stage, optimize
 from penlight.techniques.visualize.objectives import (
@@ -36,7 +37,6 @@ _MOST = 256  # pictures at once, however small
 _FEW, _AT_LEAST = 8, 2  # large pictures at once; a batch of one runs through other kernels, which round differently
 _PIXELS = 128 * 128  # small pictures are taken together until they make up one large one, and always as many
 _BYTES = 1 << 30  # kept for the backward pass at once
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 Entry = tuple[Target, int]
 """one picture: what it is of, and the number of its random start"""
@@ -151,16 +151,12 @@ def render(
             try:
                 rendered = _batch_of(model, optics, job, recipe(filled), filled, terms, partial(advance, len(some)))
             except (RuntimeError, MemoryError) as error:
-                if count == 1 or terms.diversity or not _no_memory(error):
+                if count == 1 or terms.diversity or not is_memory_error(error):
                     raise
                 count, least = max(1, count // 2), max(1, least // 2)
                 continue
             yield from rendered[: len(some)]
             at += count
-
-
-def _no_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def _batch(job: Job, optics: Optics) -> tuple[int, int]:

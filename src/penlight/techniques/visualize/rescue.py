@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-Node = Any  # torch.autograd.graph.Node: its saved values are attributes of the concrete class
+from penlight.models.graph import Node, nodes, operation
+
 _INFINITE = math.inf
 
 
@@ -41,30 +42,13 @@ _CARRIERS = re.compile(
 )
 
 
-def _operation(node: Node) -> str:
-    return re.sub(r"Backward\d*\Z", "", node.name())
-
-
-def _walk(root: Node | None, follow: Callable[[str], bool]) -> Iterator[Node]:
-    seen: set[Node] = set()
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        if follow(_operation(node)):
-            waiting.extend(below for below, _ in node.next_functions)
-
-
 def open_last(output: Tensor) -> None:
     """Let the gradient of `output` through the ReLUs whose result it is, as if they were not there.
 
     A unit that is read after its ReLU cannot be told from its gradient to go below zero; before the ReLU it can.
     """
-    for node in _walk(output.grad_fn, lambda name: bool(_CARRIERS.match(name))):
-        if _operation(node) in _GATES:
+    for node in nodes(output.grad_fn, lambda name: bool(_CARRIERS.match(name))):
+        if operation(node) in _GATES:
             node.register_hook(lambda given, asked: (asked[0], *given[1:]))
 
 
@@ -74,8 +58,8 @@ def redirect(output: Tensor) -> None:
 
     Lucid, misc/redirected_relu_grad.py; ReLU6, hardtanh and clamp are treated alike.
     """
-    for node in _walk(output.grad_fn, lambda name: True):
-        read = _GATES.get(_operation(node))
+    for node in nodes(output.grad_fn):
+        read = _GATES.get(operation(node))
         if read is not None:
             _redirect(node, *read(node))
 
@@ -105,8 +89,8 @@ class Leaky:
 
 def leak(output: Tensor, slope: float) -> None:
     """Every closed ReLU below `output` hands `slope` of its gradient on; the forward pass stays the network's own."""
-    for node in _walk(output.grad_fn, lambda name: True):
-        read = _GATES.get(_operation(node))
+    for node in nodes(output.grad_fn):
+        read = _GATES.get(operation(node))
         if read is not None:
             _leak(node, slope, *read(node))
 
