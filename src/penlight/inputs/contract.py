@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from penlight.errors import BadInput, BadReference, UnknownName
 
-KINDS = ("image", "array")
+KINDS = ("image", "array", "text", "table")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from PIL import Image
 from penlight.errors import BadInput
 from penlight.inputs.contract import InputContract
 from penlight.inputs.image import SUFFIXES, channels_first, fit, read_picture
+from penlight.inputs.table import TableContract
+from penlight.inputs.text import TextContract
+from penlight.inputs.text_data import open_texts
 
 
 class Data(Protocol):
@@ -37,6 +40,36 @@ class Data(Protocol):
 
     def fingerprint(self) -> str:
         """A digest that changes when the data does."""
+
+
+class Some:
+    """A few inputs of a data set, by number."""
+
+    def __init__(self, data: Data, numbers: Sequence[int]) -> None:
+        self.name, self.classes = data.name, data.classes
+        self._data, self._numbers = data, list(numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getattr__(self, name: str) -> Any:
+        """What only this kind of data has, as a text's `text(index)`."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        found = getattr(self._data, name)
+        return (lambda index: found(self._numbers[index])) if name == "text" else found
+
+    def label(self, index: int) -> tuple[str, int | None]:
+        """(name, class index or None) of an input."""
+        return self._data.label(self._numbers[index])
+
+    def read(self, index: int) -> NDArray[Any]:
+        """One input."""
+        return self._data.read(self._numbers[index])
+
+    def fingerprint(self) -> str:
+        """A digest of the data's and the numbers."""
+        return hashlib.sha256(f"{self._data.fingerprint()} {self._numbers}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -82,9 +115,16 @@ def open_data(source: Any, contract: InputContract, labels: Sequence[str] | None
     """A data set from what the user has.
 
     `source` is a folder of pictures (subfolders are classes), an .npz file (`images`, and perhaps `labels`, `names`, `classes`), one
-    picture, an array or tensor (N, *shape), a sequence of pictures, or a torch dataset of inputs or (input, class) pairs.
+    picture, an array or tensor (N, *shape), a sequence of pictures, or a torch dataset of inputs or (input, class) pairs; for a
+    network on text what `open_texts` takes, for one on tables what `open_table` does.
     `labels` are the model's, used for class numbers that have no names of their own.
     """
+    if isinstance(contract, TextContract):
+        return open_texts(source, contract, labels)
+    if isinstance(contract, TableContract):
+        from penlight.inputs.table_data import open_table  # which reads rows as this kind of data
+
+        return open_table(source, contract, labels)
     if isinstance(source, str | Path):
         return _open_path(Path(source), contract, labels)
     if all(hasattr(source, name) for name in ("read", "label", "fingerprint", "classes")):

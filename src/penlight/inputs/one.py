@@ -17,6 +17,10 @@ from penlight.errors import BadInput
 from penlight.inputs.contract import InputContract
 from penlight.inputs.data import Data
 from penlight.inputs.image import SUFFIXES, channels_first, fit, read_picture
+from penlight.inputs.table import TableContract
+from penlight.inputs.table_data import read_row
+from penlight.inputs.text import TextContract
+from penlight.inputs.text_data import read_text
 
 _ARRAYS = (".npy", ".npz")
 
@@ -28,6 +32,11 @@ def read_input(source: Any, contract: InputContract, own: Data | None = None) ->
     array or tensor (*shape), (1, *shape), or for pictures (H, W) and (H, W, C). Values lie in [0, 1] where the contract normalises;
     where it does not, any will do. Raises `BadInput` with what is wrong.
     """
+    if isinstance(contract, TextContract):
+        name, text = read_text(source, contract, own)
+        return contract.encode(text, name)
+    if isinstance(contract, TableContract):
+        return read_row(source, contract, own)
     if isinstance(source, str | Path):
         return _from_text(str(source), contract, own)
     if isinstance(source, Image.Image):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from penlight.errors import BadOption, BadReference, UnknownName
-from penlight.inputs import InputContract
+from penlight.inputs import InputContract, read_contract
 from penlight.models.model import Model
 from penlight.registry import Registry
 
@@ -63,6 +63,9 @@ def load_model(
     device: str | None = None,
     trust: bool = False,
     weights: str = "own",
+    vocabulary: Any = None,
+    columns: Any = None,
+    input: Mapping[str, Any] | None = None,
 ) -> Model:
     """A model from a reference, or from a live module with an example input; see `penlight.load`."""
     if isinstance(reference, nn.Module):
@@ -70,7 +73,8 @@ def load_model(
     else:
         text = str(reference)
         opened = open_reference(text, options or {}, weights, trust)
-    contract = _contract(opened, example, mean, std, text)
+    said = _said(vocabulary, columns, input)
+    contract = _contract(opened, example, mean, std, text) if said is None else said
     _check_device(device)
     names = labels if labels is not None else opened.labels
     model = Model(opened.network, contract, names, text, opened.figures, opened.data, opened.generator)
@@ -106,6 +110,18 @@ def open_reference(
         raise UnknownName("kind of reference", prefix, list(sources), f"{text!r} has to be PREFIX:NAME")
     known = [*specimens, *(f"{s}:NAME" for s in sources if s != "specimen"), "CARD.toml"]
     raise UnknownName("model", text, known)
+
+
+def _said(vocabulary: Any, columns: Any, given: Mapping[str, Any] | None) -> InputContract | None:
+    """The contract that a vocabulary, columns or a card's `[input]` make; None if none of them is given."""
+    table = dict(given or {})
+    if vocabulary is not None:
+        table |= {"kind": "text", "vocabulary": vocabulary}
+    if columns is not None:
+        if vocabulary is not None:
+            raise BadReference("a network takes text or rows of a table: give vocabulary or columns, not both")
+        table |= {"kind": "table", "columns": columns}
+    return read_contract(table, Path()) if table else None
 
 
 def _contract(

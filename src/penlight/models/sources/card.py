@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from penlight.errors import BadReference, BadWeights, UnknownName, Untrusted
-from penlight.inputs import InputContract
+from penlight.inputs import read_contract
 from penlight.models.sources import Opened, open_reference
 
 _KEYS = ("source", "weights", "options", "input", "figures", "name", "license", "description")
@@ -34,7 +34,7 @@ def open_card(path: Path, options: Mapping[str, Any], trust: bool) -> Opened:
     if "input" in card:
         table = dict(card["input"])
         labels = _labels(table.pop("labels", None), path.parent) or labels
-        contract = InputContract.from_mapping(table)
+        contract = read_contract(table, path.parent)
     if contract is None:
         raise BadReference(
             f'{path} has no [input]; say what the network takes: kind = "image", shape = [3, 224, 224], mean, std'
