@@ -71,7 +71,10 @@ class Layer:
 def units_first(output: Tensor, layout: str) -> Tensor:
     """`output`, laid out as `layout`, as (N, units, *positions), a view."""
     axis = layout.find("C")
-    return output.unsqueeze(1) if axis < 0 else output.movedim(axis, 1)
+    if axis < 0:
+        return output.unsqueeze(1)
+    batch = layout.find("N")  # not the first where a network on text puts time there
+    return output.movedim((batch, axis), (0, 1)) if batch > 0 else output.movedim(axis, 1)
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,13 @@ class _Seen:
 
 
 class _Recorder:
-    """Listens to one pass and notes a `Layer` for every tensor a module puts out."""
+    """Listens to one pass and notes a `Layer` for every tensor a module puts out.
 
-    def __init__(self, network: nn.Module, ndim: int) -> None:
+    `text` is (N, T) of the example, where the input is text: axes are then told by their sizes.
+    """
+
+    def __init__(self, network: nn.Module, ndim: int, text: tuple[int, int] | None = None) -> None:
+        self.text = text
         self.names = {module: name for name, module in network.named_modules() if name}
         self.ndim, self.seen, self.calls = ndim, [], {}  # type: int, list[_Seen], dict[nn.Module, int]
         self._before: list[int] = []
@@ -115,13 +122,16 @@ class _Recorder:
             return
         self.calls[module] = number = self.calls.get(module, 0) + 1
         path = self.names[module] + (f"#{number}" if number > 1 else "")
+        if self.text is not None and text_layout(tensor, self.text) is None:
+            return
         given = [t for t in _tensors(inputs) if t.ndim]
         read = tuple(dict.fromkeys(s.layer.path for t in given if (s := self._producer(t)) is not None))
+        layout = self._layout(module, tensor, given)
         layer = Layer(
             path,
             type(module).__name__,
-            tuple(tensor.shape[1:]),
-            self._layout(module, tensor, given),
+            _without_batch(tensor, layout),
+            layout,
             sum(p.numel() for p in module.parameters()),
             self._alias(module, tensor, given, version),
             read,
@@ -140,6 +150,8 @@ class _Recorder:
         return (earlier.layer.alias_of or earlier.layer.path) if inside or passed_on else None
 
     def _layout(self, module: nn.Module, tensor: Tensor, given: list[Tensor]) -> str:
+        if self.text is not None:
+            return text_layout(tensor, self.text) or ""
         ndim = tensor.ndim
         if ndim <= 2 or ndim > 5:
             return {1: "N", 2: "NC"}.get(ndim, "N" + "D" * (ndim - 2) + "C")
@@ -187,6 +199,20 @@ class _Recorder:
         return layout
 
 
+def text_layout(tensor: Tensor, sizes: tuple[int, int]) -> str | None:
+    """The layout of a tensor that a network on text made from (N, T) tokens; None if its axes are not the texts, the steps and units."""
+    batch, steps = sizes
+    for layout in {2: ("NC",), 3: ("NLC", "LNC", "NCL")}.get(tensor.ndim, ()):
+        own = dict(zip(layout, tensor.shape, strict=True))
+        if own["N"] == batch and own.get("L", steps) == steps:
+            return layout
+    return None
+
+
+def _without_batch(tensor: Tensor, layout: str) -> tuple[int, ...]:
+    return tuple(n for letter, n in zip(layout, tensor.shape, strict=True) if letter != "N") if "N" in layout else ()
+
+
 def same_memory(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same view of the same memory."""
     return a is b or (
@@ -200,9 +226,12 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for item in value for t in _tensors(item)] if isinstance(value, tuple | list) else []
 
 
-def anatomy(network: nn.Module, example: Tensor) -> Anatomy:
-    """Run the network once on `example` (N, *shape) and note every layer; `CannotRun` if it fails or no layer can be read."""
-    recorder = _Recorder(network, example.ndim)
+def anatomy(network: nn.Module, example: Tensor, text: tuple[int, int] | None = None) -> Anatomy:
+    """Run the network once on `example` (N, *shape) and note every layer; `CannotRun` if it fails or no layer can be read.
+
+    `text` is (N, T) where the example is N texts of T tokens, however it is laid out.
+    """
+    recorder = _Recorder(network, example.ndim, text)
     with undisturbed(network), torch.no_grad(), SoftmaxWatch() as watch:
         with listening(network, recorder.after, recorder.before):
             output = run(network, example)
@@ -212,7 +241,7 @@ def anatomy(network: nn.Module, example: Tensor) -> Anatomy:
             f"the network puts out a {type(output).__name__} without a tensor; wrap it so that it returns one"
         )
     layers = tuple(seen.layer for seen in recorder.seen)
-    if not layers and tensor.ndim != 2:
+    if not layers and (tensor.ndim != 2 or text is not None):
         raise CannotRun(
             "the network has no submodule that puts out a tensor, so no layer can be read; wrap its parts in modules"
         )
@@ -221,15 +250,18 @@ def anatomy(network: nn.Module, example: Tensor) -> Anatomy:
     logarithm = before is not None and bool((tensor <= 1e-6).all()) and tensor.ndim == 2
     return Anatomy(
         layers,
-        _class_layer(recorder.seen, scores),
+        _class_layer(recorder.seen, scores, text),
         before is not None and not logarithm,
         logarithm,
-        tuple(tensor.shape[1:]),
+        tuple(tensor.shape[1:]) if text is None else _without_batch(tensor, text_layout(tensor, text) or ""),
     )
 
 
-def _class_layer(seen: list[_Seen], scores: Tensor) -> str | None:
-    if scores.ndim != 2:
+def _class_layer(seen: list[_Seen], scores: Tensor, text: tuple[int, int] | None) -> str | None:
+    if text is not None and scores.ndim == 3:  # of a language model: scores of the next token at every step
+        own = next((s for s in seen if same_memory(s.tensor, scores) and "L" in s.layer.layout), None)
+        return None if own is None else own.layer.alias_of or own.layer.path
+    if scores.ndim != 2 or (text is not None and len(scores) != text[0]):
         return None
     for one in seen:
         if same_memory(one.tensor, scores) and one.version == scores._version and one.layer.layout == "NC":

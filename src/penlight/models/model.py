@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from penlight.errors import BadOption, BadReference, BadUnit, UnknownName
-from penlight.inputs import InputContract, batches, open_data
+from penlight.inputs import InputContract, TextContract, batches, open_data
 from penlight.models.layers import Anatomy, Layer, ReceptiveField, anatomy, run
 from penlight.models.prepare import prepare
 from penlight.models.probe import LOGITS, first_tensor, undisturbed, unwrap
 from penlight.models.receptive import Line, lines, summary
+from penlight.models.recurrent import written_out
 from penlight.units import Unit
 
 
@@ -30,7 +31,8 @@ class Model:
     >>> model.layers["conv2"].units                         # doctest: +SKIP
     >>> model.predict("picture.png")                        # doctest: +SKIP
 
-    `network` is the user's own module, never changed; `contract` says what goes in; `labels` names the classes, or is None;
+    `network` is the user's own module, never changed, for text a copy on the same weights whose recurrent modules show their states and
+    gates as layers (`lstm.cell_l0`); `contract` says what goes in; `labels` names the classes, or is None;
     `reference` is the text it was loaded by; `figures` what its card states about it.
     """
 
@@ -44,12 +46,21 @@ class Model:
         data: str | None = None,
         generator: str | None = None,
     ) -> None:
+        self.text = contract if isinstance(contract, TextContract) else None
         self.network, self.contract = unwrap(network), contract
+        if self.text is not None:
+            self.network = written_out(self.network)
         self.labels = None if labels is None else tuple(map(str, labels))
         self.reference = reference or type(self.network).__name__
         self.figures = dict(figures or {})
         self.data = data  # path of the data that came with a specimen
         self.generator = generator  # reference of the network that came with it and makes its inputs from codes
+        if (
+            self.text is not None
+            and self.labels is None
+            and self._anatomy.output_shape[1:] == (len(self.text.vocabulary),)
+        ):
+            self.labels = self.text.vocabulary  # a language model: its classes are the tokens
         if self.labels is not None and self.class_layer and len(self.labels) != self._anatomy.output_shape[-1]:
             raise BadReference(
                 f"{self.reference} has {self._anatomy.output_shape[-1]} outputs and {len(self.labels)} labels; give one label an output"
@@ -72,13 +83,16 @@ class Model:
         return self
 
     def example(self, count: int = 2) -> Tensor:
-        """A fixed batch of noise as the network takes it, (count, *shape)."""
+        """A fixed batch of noise as the network takes it, (count, *shape); of text, random tokens."""
         generator = torch.Generator().manual_seed(0)
+        if self.text is not None:
+            ids = torch.randint(len(self.text.vocabulary), (count, *self.text.shape), generator=generator)
+            return self.tensor(ids.numpy())
         return torch.randn((count, *self.contract.shape), generator=generator).to(self.device)
 
     @cached_property
     def _anatomy(self) -> Anatomy:
-        return anatomy(self.network, self.example())
+        return anatomy(self.network, self.example(), None if self.text is None else (2, self.text.shape[0]))
 
     @cached_property
     def layers(self) -> Mapping[str, Layer]:
@@ -95,7 +109,9 @@ class Model:
 
     @cached_property
     def lines(self) -> Mapping[str, tuple[Line, ...]]:
-        """What every position of every layer sees, an input axis at a time."""
+        """What every position of every layer sees, an input axis at a time; nothing is said of text."""
+        if self.text is not None:
+            return {}
         return lines(self.network, self._anatomy.layers, self.contract.shape, self.device)
 
     @cached_property
@@ -139,6 +155,8 @@ class Model:
         if asked.index >= layer.units:
             raise BadUnit(f"layer {asked.layer!r} has units 0 to {layer.units - 1}; there is no {asked.index}")
         where = asked.position
+        if self.text is not None and where is not None and len(where) == len(layer.positions) == 1:
+            return [asked]  # texts are as long as they are
         if where is not None and (
             len(where) != len(layer.positions) or any(p >= n for p, n in zip(where, layer.positions, strict=True))
         ):
