@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from penlight.render.explain_rows import strips_picture
 from penlight.render.sheet import AMBER, FAINT, INK, PAPER, TEXT, Cell, Row, draw_rows, enlarged
 from penlight.render.words import MINUS, number
 from penlight.results import ExplainResult, Picture
@@ -35,8 +36,11 @@ def explain_sheet(results: Sequence[ExplainResult]) -> Picture:
 
     >>> explain_sheet([r]).png()          # doctest: +SKIP
 
-    Pictures get the map laid over them; rows of a table and other inputs without two axes of space get bars.
+    Pictures get the map laid over them; rows of a table get a bar a column, texts colours behind their letters, other inputs without two
+    axes of space bars.
     """
+    if results[0].tokens:
+        return strips_picture(results)
     units = dict.fromkeys(result.target.unit for result in results)
     rows = []
     for unit in units:

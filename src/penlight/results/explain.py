@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from penlight.results.base import Picture, Provenance, Result
 from penlight.results.heat import colours, heat, strength
+from penlight.results.strips import Strip, row_picture, text_picture
 from penlight.results.visualize import file_name
 
 _FAINTEST, _DIM = 0.25, 0.45  # opacity of the weakest colour over the picture; how far the picture is faded under it
@@ -42,8 +44,9 @@ class ExplainResult(Result):
     """What in one input caused the value of one unit.
 
     target     the unit, its label and its value
-    values     float32, shaped like the input, (C, H, W) for a picture, or a map of it, (h, w), one number a place
-    input      the input (*shape), uint8 or float32 before normalisation
+    values     float32, shaped like the input, (C, H, W) for a picture, or a map of it, (h, w), one number a place; (columns,) for a row
+               of a table, (T,) for a text
+    input      the input (*shape), uint8 or float32 before normalisation; float64 (columns,), int64 (T,)
     signed     whether values may be negative; if not, they are all ≥ 0
     caption    what the map is and what it is not
     evidence   numbers beside the map, by name, in order
@@ -52,6 +55,9 @@ class ExplainResult(Result):
     extras     further arrays of the method, by name, and the curves of the checks
     source     what the input was read from, as text
     box        (start, end) of each input axis after the channels, of what the unit sees, where the map is to be cut to that
+    tokens     names of a table's columns, or the tokens of a text; () for other inputs
+    shown      the row's values in words, with their units; () for other inputs
+    parts      names of the parts that were taken away, where the method does that: "worst_radius > 18.79"; `extras["weights"]` has theirs
     """
 
     kind: ClassVar[str] = "explain"
@@ -69,6 +75,9 @@ class ExplainResult(Result):
     box: tuple[tuple[int, int], ...] | None = None
     colour: bool = False  # whether the values themselves make a picture, as a deconvnet's do
     source: str = ""
+    tokens: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -100,6 +109,48 @@ class ExplainResult(Result):
         places = np.stack(np.unravel_index(order, self.map.shape), axis=1)
         return [(tuple(int(p) for p in place), float(self.map[tuple(place)])) for place in places]
 
+    @property
+    def is_row(self) -> bool:
+        """Whether the input is a row of a table."""
+        return bool(self.shown)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the input is a text."""
+        return bool(self.tokens) and not self.shown
+
+    @property
+    def step(self) -> int | None:
+        """The step of a text at which the unit was explained."""
+        found = re.search(r"@(\d+)\)?$", self.target.unit) if self.is_text else None
+        return None if found is None else int(found[1])
+
+    @property
+    def heading(self) -> str:
+        """The unit with its value, in a line."""
+        share = self.target.probability
+        return f"{self.target}, value {self.target.value:.4g}" + ("" if share is None else f", probability {share:.1%}")
+
+    @property
+    def strip(self) -> Strip:
+        """The map of a row or a text, to be drawn."""
+        return Strip(self.method, self.map, self.signed)
+
+    def place_name(self, place: Sequence[int]) -> str:
+        """A place in words: the column and its value, the token and its step, or only the numbers."""
+        told = ",".join(map(str, place))
+        if self.is_row:
+            return f"{self.tokens[place[0]]} = {self.shown[place[0]]}"
+        return f"{self.tokens[place[0]]!r} at {told}" if self.is_text else told
+
+    def weighed(self, top: int = 50) -> list[tuple[str, float]]:
+        """(part, weight) of the parts of a row or a text with the largest weights, where the method takes parts away."""
+        weights = self.extras.get("weights")
+        if weights is None or len(weights) != len(self.parts) or not self.tokens:
+            return []
+        order = np.argsort(-np.abs(weights), kind="stable")[:top]
+        return [(self.parts[n], float(weights[n])) for n in order.tolist()]
+
     def summary(self) -> dict[str, Any]:
         return {
             "target": {
@@ -118,9 +169,29 @@ class ExplainResult(Result):
             "sum": float(self.values.sum(dtype=np.float64)),
             "lowest": float(self.values.min()) if self.values.size else None,
             "highest": float(self.values.max()) if self.values.size else None,
-            "strongest": [{"place": list(place), "value": value} for place, value in self.ranked()],
+            "strongest": [self._told(place, value) for place, value in self.ranked()],
             "arrays": ["values", "input", *self.extras],
+            **self._named(),
         }
+
+    def _told(self, place: tuple[int, ...], value: float) -> dict[str, Any]:
+        told: dict[str, Any] = {"place": list(place), "value": value}
+        if self.is_row:
+            told |= {"column": self.tokens[place[0]], "shown": self.shown[place[0]]}
+        elif self.is_text:
+            told["token"] = self.tokens[place[0]]
+        return told
+
+    def _named(self) -> dict[str, Any]:
+        """What rows and texts have besides."""
+        if not self.tokens:
+            return {}
+        named: dict[str, Any] = {"tokens": list(self.tokens)}
+        if self.is_row:
+            named |= {"shown": list(self.shown), "row": self.input.tolist()}
+        if weighed := self.weighed():
+            named["parts"] = [{"part": part, "weight": weight} for part, weight in weighed]
+        return named
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         data = {
@@ -134,6 +205,9 @@ class ExplainResult(Result):
             "box": self.box,
             "colour": self.colour,
             "source": self.source,
+            "tokens": self.tokens,
+            "shown": self.shown,
+            "parts": self.parts,
         }
         return data, {"values": self.values, "input": self.input, **self.extras}
 
@@ -155,6 +229,7 @@ class ExplainResult(Result):
             None if data["box"] is None else tuple((a, b) for a, b in data["box"]),
             data["colour"],
             data["source"],
+            *(tuple(data.get(name, ())) for name in ("tokens", "shown", "parts")),  # earlier results lack them
         )
 
     def pictures(self) -> Iterable[Picture]:
@@ -166,6 +241,12 @@ class ExplainResult(Result):
             yield Picture(f"{name}-map", heat(_cut(self._raised(), self.crop), self.signed), f"{told}; the map alone")
             if self.colour and self.values.shape == self.input.shape:
                 yield Picture(f"{name}-raw", self.painted(), f"{told}; the values as a picture, zero is grey")
+            return
+        if self.is_row:
+            yield Picture(name, row_picture(self.tokens, self.shown, [self.strip], self.heading), told)
+            return
+        if self.is_text:
+            yield Picture(name, text_picture(self.tokens, [self.strip], self.step, self.heading), told)
             return
         rows = np.atleast_2d(self.map) if self.map.ndim < 3 else self.map.reshape(len(self.map), -1)
         size = max(1, _LEAST // max(rows.shape))

@@ -17,14 +17,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penlight.errors import CannotRun
+from penlight.inputs import TableContract
+from penlight.models.front import FrontContract
 from penlight.models.probe import undisturbed
 from penlight.results import ExplainResult
 from penlight.techniques.contract import Request, Technique
 from penlight.techniques.explain import aim as aims
 from penlight.techniques.explain.aim import Aim
+from penlight.techniques.explain.background import background
 from penlight.techniques.explain.chunks import chunk_size, in_chunks
 from penlight.techniques.explain.explanation import Scene, open_scene
-from penlight.techniques.explain.fills import blurred, filled
+from penlight.techniques.explain.fills import blurred, filled, token
+from penlight.techniques.explain.passage import open_passage
 from penlight.techniques.explain.scramble import scrambled, stages
 
 ALIKE = 0.5  # similarity from which a map counts as the same one
@@ -46,11 +50,18 @@ def check(
     sensitivity              largest relative change of the map over `draws` inputs with noise of 2 % of the range; `noise_rank` the
                              smallest rank correlation with it
     randomisation            how alike the map stays while the weights are scrambled from the unit downwards, the mean over the steps
-                             through the upper half of the layers; 1 is the same map. It is the larger of two rank correlations, of
-                             the values (`_signed`) and of their magnitudes (`_absolute`); `_ssim` is structural similarity.
+                             through the upper half of the layers, through all of them for a table; 1 is the same map. It is the
+                             larger of two rank correlations, of the values (`_signed`) and of their magnitudes (`_absolute`); `_ssim`
+                             is structural similarity.
 
-    About 4·`steps` passes, and `draws` + `depth` further maps. None where a number cannot be had.
+    About 4·`steps` passes, and `draws` + `depth` further maps. None where a number cannot be had. Of a text it is what stands behind the
+    network's front that gets noise and is taken away; of a row of a table, whole columns.
     """
+    if request.model.contract.kind == "text":
+        request = replace(open_passage(request).request, progress=request.progress)
+        found = technique.run(request)
+        assert isinstance(found, ExplainResult)
+        result = found
     scene = open_scene(request)
     told = _told(request, draws + depth)
     quiet = replace(request, targets=[scene.aim], units=(), progress=lambda done, of: None)
@@ -108,11 +119,12 @@ def _pinned(technique: Technique, result: ExplainResult) -> Technique:
 def _by_places(
     scene: Scene, result: ExplainResult, steps: int
 ) -> tuple[dict[str, float | None], dict[str, NDArray[Any]]]:
-    shape = scene.model.contract.size or scene.model.contract.shape
+    shape = _places(scene)
     rng = scene.rng("order")
     shuffled = rng.permutation(result.map.ravel()).reshape(result.map.shape)
-    empty = filled(scene, "zeros")
-    faint = blurred(scene.x, _BLUR * min(scene.x.shape[2:])) if scene.x.ndim > 2 else empty
+    text = isinstance(scene.model.contract, FrontContract)
+    empty = filled(scene, token(scene) if text else "zeros")
+    faint = blurred(scene.x, _BLUR * min(scene.x.shape[2:])) if scene.x.ndim > 2 and not text else empty
     numbers: dict[str, float | None] = {}
     curves: dict[str, NDArray[Any]] = {}
     for name, values in (("", result.map), ("_random", shuffled)):
@@ -125,13 +137,22 @@ def _by_places(
     return {name: numbers[name] for name in ("deletion", "deletion_random", "insertion", "insertion_random")}, curves
 
 
+def _places(scene: Scene) -> tuple[int, ...]:
+    """The shape of the places that are taken away: the columns of a table, or the input's axes after the channels."""
+    contract = scene.model.contract
+    return (len(contract.columns),) if isinstance(contract, TableContract) else contract.size or contract.shape
+
+
 def _curve(scene: Scene, order: NDArray[np.intp], before: Tensor, after: Tensor, steps: int) -> NDArray[np.float32]:
     """(steps + 1,): the value while `before` becomes `after`, place by place in `order`."""
     count = len(order)
     rank = torch.empty(count, dtype=torch.long)
     rank[torch.from_numpy(order)] = torch.arange(count)
-    shape = scene.model.contract.size or scene.model.contract.shape
-    rank = rank.reshape(1, *(1,) * bool(scene.model.contract.size), *shape).to(before.device)
+    contract = scene.model.contract
+    if isinstance(contract, TableContract):
+        rank = rank[torch.from_numpy(contract.owners)][None].to(before.device)
+    else:
+        rank = rank.reshape(1, *(1,) * bool(contract.size), *_places(scene)).to(before.device)
     limits = np.rint(np.linspace(0, count, min(steps, count) + 1)).astype(int)
     measured, network = _measured(scene), scene.prepared()
 
@@ -194,14 +215,29 @@ def _by_noise(
     }, {}
 
 
-def _noisy(scene: Scene, draw: int) -> NDArray[np.float32]:
+def _noisy(scene: Scene, draw: int) -> NDArray[Any]:
     """The input with noise, even in ± 2 % of its range; what lay in [0, 1] stays there."""
+    if isinstance(scene.model.contract, TableContract):
+        return _noisy_row(scene, scene.model.contract, draw)
     given = np.asarray(scene.input / 255 if scene.input.dtype == np.uint8 else scene.input, np.float32)
     low, high = float(given.min()), float(given.max())
     within = low >= 0 and high <= 1
     radius = _RADIUS * (1.0 if within else high - low)
     noisy = given + scene.rng("noise", draw).uniform(-radius, radius, given.shape)
     return np.asarray(noisy.clip(0, 1) if within else noisy, np.float32)
+
+
+def _noisy_row(scene: Scene, contract: TableContract, draw: int) -> NDArray[np.float64]:
+    """A row with noise in ± 2 % of each column's range in the data, without data of four standard deviations; categories stay."""
+    if scene.data is not None:
+        rows = background(scene.data, contract, 1000).rows
+        width = np.ptp(np.concatenate([rows, scene.input[None]]), axis=0)
+    else:
+        width = np.array([4 * column.std for column in contract.columns])
+    moves = np.array([not column.categorical for column in contract.columns])
+    noise = scene.rng("noise", draw).uniform(-_RADIUS, _RADIUS, len(width))
+    row: NDArray[np.float64] = scene.input + noise * width * moves
+    return row
 
 
 # randomisation
@@ -223,7 +259,10 @@ def _by_scrambling(
         rows.append(_alike(other, result))
     table = np.asarray(rows, np.float64).reshape(-1, 3)
     shares = np.asarray([step.share for step in steps])
-    upper = shares <= max(_UPPER, shares.min(initial=1.0))
+    table_row = isinstance(
+        scene.model.contract, TableContract
+    )  # which has no edges that the lowest layers may agree on
+    upper = shares <= (1.0 if table_row else max(_UPPER, shares.min(initial=1.0)))
     names = ("randomisation_signed", "randomisation_absolute", "randomisation_ssim")
     numbers = {
         "randomisation": _mean(table[upper, :2].max(1)),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from penlight.errors import BadInput, BadOption, CannotRun
-from penlight.inputs import Data
+from penlight.inputs import Data, TableContract
 from penlight.models import Model
 from penlight.models.probe import undisturbed
 from penlight.results import ExplainResult
@@ -24,6 +24,7 @@ from penlight.results.explain import Explained
 from penlight.techniques.contract import Progress, Request, Technique
 from penlight.techniques.explain import aim as aims
 from penlight.techniques.explain.aim import Aim
+from penlight.techniques.explain.passage import explain_passage
 from penlight.techniques.options import provenance
 
 
@@ -31,8 +32,8 @@ from penlight.techniques.options import provenance
 class Scene:
     """One input and one aim, with what every method asks for.
 
-    `input` is (*shape), uint8 or float32, as given; `x` the same (1, *shape) as the network takes it, normalised; `value` what the aim
-    is for it.
+    `input` is (*shape), uint8 or float32, as given, float64 (columns,) for a row of a table; `x` the same (1, *shape) as the network
+    takes it, normalised; `value` what the aim is for it.
     """
 
     model: Model
@@ -76,9 +77,11 @@ class Scene:
 class Attribution:
     """A method's answer.
 
-    `values` is shaped like one input, or a map of it; `signed` is False where values are never negative; `evidence` numbers to be
+    `values` is shaped like one input, or a map of it; of a row of a table they are a number a column, or one for each of the network's
+    inputs, and then those of one column are added up. `signed` is False where values are never negative; `evidence` numbers to be
     shown, by name, in order; `notes` warnings; `extras` arrays to be kept; `box` (start, end) an axis of what the unit sees, if the
-    map is to be cut to it; `colour` whether the values make a picture.
+    map is to be cut to it; `colour` whether the values make a picture; `parts` names of what was taken away, whose `weights` are
+    among the extras.
     """
 
     values: Tensor | NDArray[Any]
@@ -88,6 +91,7 @@ class Attribution:
     extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     box: tuple[tuple[int, int], ...] | None = None
     colour: bool = False
+    parts: tuple[str, ...] = ()
 
 
 class Explanation(Technique):
@@ -110,6 +114,14 @@ class Explanation(Technique):
         Raises `BadInput` for an input that does not fit, `BadOption` where the method cannot answer, `CannotRun` if the network fails
         or puts out what is no number.
         """
+        kind = request.model.contract.kind
+        if kind not in self.kinds:
+            raise BadOption(
+                f"{self.name} is for inputs of kind {', '.join(self.kinds)}; {request.model.reference} takes {kind}"
+            )
+        return explain_passage(self, request) if kind == "text" else self._explain(request)
+
+    def _explain(self, request: Request) -> ExplainResult:
         scene = open_scene(request)
         reason = self.accepts(scene.model, scene.aim)
         if reason is not None:
@@ -121,6 +133,12 @@ class Explanation(Technique):
             raise CannotRun(
                 f"{self.name} gives values that are not finite for {scene.aim}; the network's numbers overflow"
             )
+        contract, extras = scene.model.contract, dict(found.extras)
+        tokens, shown = (), ()  # type: tuple[str, ...], tuple[str, ...]
+        if isinstance(contract, TableContract):
+            if len(values) != len(contract.columns):
+                values, extras["inputs"] = by_column(contract, values), values
+            tokens, shown = contract.names, in_words(contract, scene.input)
         return ExplainResult(
             provenance(self, request),
             Explained(scene.aim.text, scene.aim.label, scene.value, scene.probability),
@@ -130,9 +148,12 @@ class Explanation(Technique):
             self.guarantee,
             {name: _plain(value) for name, value in found.evidence.items()},
             notes=found.notes if values.any() else (_nothing(scene), *found.notes),
-            extras=dict(found.extras),
+            extras=extras,
             box=found.box,
             colour=found.colour,
+            tokens=tokens,
+            shown=shown,
+            parts=found.parts,
         )
 
 
@@ -141,12 +162,7 @@ def open_scene(request: Request) -> Scene:
     model, given = request.model, request.input
     if given is None:
         raise BadInput("an explanation is of one input: give a picture file, an array or data:N")
-    if tuple(given.shape) != model.contract.shape:
-        raise BadInput(f"the input has shape {list(given.shape)}, the network takes {list(model.contract.shape)}")
-    if given.dtype.kind == "f" and not np.isfinite(given).all():
-        raise BadInput(
-            f"the input has {int((~np.isfinite(given)).sum())} values that are not finite; explain one without"
-        )
+    given = _checked(model, given)
     x = model.tensor(given[None])
     wanted = [*request.targets, *request.units]
     aim = aims.read_aim(model, wanted[0] if wanted else None, x.clone())
@@ -157,6 +173,32 @@ def open_scene(request: Request) -> Scene:
     if not np.isfinite(value):
         raise CannotRun(f"{aim} is {value} for this input; there is nothing to explain")
     return Scene(model, aim, given, x, value, request.seed, request.data, request.progress, trial._version > 0, *shares)
+
+
+def _checked(model: Model, given: NDArray[Any]) -> NDArray[Any]:
+    """The input, if it fits."""
+    if isinstance(model.contract, TableContract):
+        row = np.asarray(given, np.float64)
+        model.contract.check(row[None])
+        return row
+    if tuple(given.shape) != model.contract.shape:
+        raise BadInput(f"the input has shape {list(given.shape)}, the network takes {list(model.contract.shape)}")
+    if given.dtype.kind == "f" and not np.isfinite(given).all():
+        raise BadInput(
+            f"the input has {int((~np.isfinite(given)).sum())} values that are not finite; explain one without"
+        )
+    return given
+
+
+def by_column(contract: TableContract, values: NDArray[Any]) -> NDArray[np.float32]:
+    """(inputs,) of the network → (columns,): what belongs to one column is added up."""
+    sums = np.bincount(contract.owners, values, len(contract.columns))
+    return sums.astype(np.float32)
+
+
+def in_words(contract: TableContract, row: NDArray[Any]) -> tuple[str, ...]:
+    """The values of a row as a reader wants them."""
+    return tuple(column.text(float(value)) for column, value in zip(contract.columns, row, strict=True))
 
 
 def as_array(values: Tensor | NDArray[Any]) -> NDArray[np.float32]:

@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penlight.errors import BadInput, BadOption, CannotRun
+from penlight.inputs import TableContract
+from penlight.models.front import FrontContract
 from penlight.techniques.explain.aim import Aim, scores
-from penlight.techniques.explain.explanation import Explanation, Scene
-from penlight.techniques.explain.fills import FILL_HELP, FILLS, filled
+from penlight.techniques.explain.explanation import Explanation, Scene, in_words
+from penlight.techniques.explain.fills import FILL_HELP, FILLS, TOKEN_HELP, TOKENS, filled, token
+from penlight.techniques.explain.stretches import PIECES, auto_pieces, pieces
 from penlight.techniques.options import option
 
 Masks = NDArray[np.bool_]
-WAYS = ("auto", "quickshift", "slic", "grid")
+WAYS = ("auto", "quickshift", "slic", "grid", *PIECES)
 _LARGE = 64  # pixels: below this, quickshift's segments are a few pixels or all of the picture
 _COUNT = 50
 _FOLLOWING = (
@@ -32,7 +35,7 @@ _FOLLOWING = (
 
 
 class Features(ABC):
-    """What an input is made of, for methods that take parts of it away; a text's words can be another kind.
+    """What an input is made of, for methods that take parts of it away.
 
     `kind` says in words how the input was cut, `names` has a name a part, `chance` the probability that a part stays in a plain random
     draw. `axes` counts the input's axes, 1 for a row of a table. `exact` is False where two inputs of the same mask may differ.
@@ -109,14 +112,28 @@ class Places(Features):
         return {"segments": self.labels.astype(np.int32)}
 
 
+@dataclass(frozen=True, eq=False)
+class Columns(Places):
+    """The columns of a table: a category's inputs are taken away together, and a number a column is the map."""
+
+    def spread(self, weights: NDArray[np.float64]) -> NDArray[np.float32]:
+        return weights.astype(np.float32)
+
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        return {}
+
+
 @dataclass(frozen=True)
 class OfParts(Explanation):
     """The options of methods that take parts of the input away: how it is cut, what is shown instead, and what is explained."""
 
+    kinds: ClassVar[tuple[str, ...]] = ("image", "array", "table", "text")
+
     segments: str = option(
         "auto",
         "how a picture is cut: quickshift and slic follow its content (pip install 'penlight[segments]'), grid is even squares;"
-        f" auto is quickshift from {_LARGE} pixels on, else grid",
+        f" auto is quickshift from {_LARGE} pixels on, else grid. A text is cut into characters, words or lines; auto is words for more"
+        " than 40 characters",
         choices=WAYS,
     )
     count: int = option(0, f"segments for slic and grid, about; 0 is {_COUNT}; a table has a part a column", low=0)
@@ -128,8 +145,8 @@ class OfParts(Explanation):
     fill: str = option(
         "auto",
         f"{FILL_HELP}, or each segment's own mean; auto is segment where segments follow the content, else mean, and zeros for a table"
-        " without data",
-        choices=("auto", "segment", *FILLS),
+        f" without data; {TOKEN_HELP}",
+        choices=("auto", "segment", *FILLS, *TOKENS),
     )
     of: str = option(
         "score",
@@ -161,15 +178,20 @@ def is_class(scene: Scene) -> bool:
 
 def cut(scene: Scene, how: OfParts) -> Places:
     """Segments of a picture (C, H, W), stretches of a signal (C, L), or the columns of a row (F,), with what stands in for them."""
-    shape = scene.model.contract.shape
+    contract, shape = scene.model.contract, scene.model.contract.shape
+    if isinstance(contract, FrontContract):
+        return _of_text(scene, contract, how)
     if len(shape) == 3:
+        if how.segments in PIECES:
+            raise BadOption(f"segments {how.segments} is for text; this input is a picture: use {', '.join(WAYS[:4])}")
         kind, labels = segmented(scene.input, how)
     elif how.segments not in ("auto", "grid"):
+        what = "text" if how.segments in PIECES else "pictures"
         raise BadOption(
-            f"segments {how.segments} is for pictures; this input has the shape {list(shape)}: use grid or auto"
+            f"segments {how.segments} is for {what}; this input has the shape {list(shape)}: use grid or auto"
         )
     elif len(shape) == 1:
-        kind, labels = "columns", np.arange(shape[0])
+        kind, labels = "columns", contract.owners if isinstance(contract, TableContract) else np.arange(shape[0])
     else:
         kind, labels = "grid", squares(shape[1:], how.count or _COUNT)
     count = int(labels.max()) + 1
@@ -182,7 +204,27 @@ def cut(scene: Scene, how: OfParts) -> Places:
         raise BadInput(
             "taking parts away changes nothing: the fill is the input itself; choose another fill or larger segments"
         )
+    if isinstance(contract, TableContract):
+        words = in_words(contract, scene.input)
+        told = tuple(f"{name} = {word}" for name, word in zip(contract.names, words, strict=True))
+        return Columns(kind, told, labels, scene.x, fill)
     return Places(kind, _names(labels, len(shape)), labels, scene.x, fill)
+
+
+def _of_text(scene: Scene, contract: FrontContract, how: OfParts) -> Places:
+    if how.segments not in ("auto", *PIECES):
+        raise BadOption(f"segments {how.segments} is for pictures; this input is a text: use {', '.join(PIECES)}")
+    kind = auto_pieces(contract) if how.segments == "auto" else how.segments
+    spans = pieces(contract, kind)
+    if len(spans) < 2:
+        raise BadInput(f"the text has 1 part of kind {kind}: there is nothing to compare; use segments characters")
+    if how.fill == "segment":
+        raise BadOption(f"fill 'segment' is for pictures; this input is a text: use {', '.join((*TOKENS, *FILLS))}")
+    fill = filled(scene, token(scene) if how.fill == "auto" else how.fill)
+    if torch.equal(fill, scene.x):
+        raise BadInput("taking parts away changes nothing: the fill is the text itself; choose another fill")
+    labels = np.repeat(np.arange(len(spans)), [stop - start for start, stop in spans])
+    return Places(kind, tuple(contract.told(*span) for span in spans), labels, scene.x, fill)
 
 
 def _names(labels: NDArray[np.intp], axes: int) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class Gradient(Explanation):
     """How the value changes with every number of the input."""
 
     name: ClassVar[str] = "gradient"
+    kinds: ClassVar[tuple[str, ...]] = ("image", "array", "table", "text")
     paper: ClassVar[str] = "Simonyan et al. 2013, arXiv:1312.6034"
     guarantee: ClassVar[str] = (
         "how the value changes with every number of the input; says nothing of what large changes would do"
@@ -45,6 +46,7 @@ class GradientInput(Explanation):
     """The gradient times the input: a first-order share of the value."""
 
     name: ClassVar[str] = "gradient-x-input"
+    kinds: ClassVar[tuple[str, ...]] = ("image", "array", "table", "text")
     paper: ClassVar[str] = "Shrikumar et al. 2016, arXiv:1605.01713"
     guarantee: ClassVar[str] = "adds up to the value in a network of ReLUs without biases, and in no other"
 
@@ -107,6 +109,7 @@ class SmoothGrad(Explanation):
     """The mean of a gradient method over noisy copies of the input."""
 
     name: ClassVar[str] = "smoothgrad"
+    kinds: ClassVar[tuple[str, ...]] = ("image", "array", "table", "text")
     paper: ClassVar[str] = "Smilkov et al. 2017, arXiv:1706.03825; Hooker et al. 2019, arXiv:1806.10758 (square)"
     guarantee: ClassVar[str] = (
         "the gradient around the input rather than at it; what it averages over is noise no real input has"
@@ -212,6 +215,7 @@ class IntegratedGradients(Explanation):
     """The gradient integrated from a baseline to the input: shares that add up to the change of the value."""
 
     name: ClassVar[str] = "integrated-gradients"
+    kinds: ClassVar[tuple[str, ...]] = ("image", "array", "table", "text")
     paper: ClassVar[str] = "Sundararajan et al. 2017, arXiv:1703.01365"
     guarantee: ClassVar[str] = (
         "adds up to the value minus the baseline's; what it shows depends on the baseline, at which nothing is ever found"

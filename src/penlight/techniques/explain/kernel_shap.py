@@ -59,9 +59,8 @@ class KernelShap(Sampled):
             "whole less nothing": whole - nothing,
             "sum less that": float(weights.sum()) - (whole - nothing),
         }
-        return Attribution(
-            parts.spread(weights), True, evidence, self.remarks(runs, scene), {**parts.arrays(), "weights": weights}
-        )
+        arrays = {**parts.arrays(), "weights": weights}
+        return Attribution(parts.spread(weights), True, evidence, self.remarks(runs, scene), arrays, parts=parts.names)
 
     def _draw(self, scene: Scene, parts: Features, turn: int, progress: Progress) -> Drawn:
         plan, count = Plan(self.samples, self.stability), parts.count

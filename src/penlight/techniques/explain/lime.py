@@ -127,7 +127,8 @@ class Lime(Sampled):
     than 2 : 1 apart, as lime's are from 24 segments on: then what pairs of parts do together cancels, at the price of a neighbourhood that
     is centred on half of the parts instead of a little more. And draws end when the ranking is stable.
 
-    A table's row with data beside it is perturbed as lime's tabular explainer does it, among the quartiles of its columns.
+    A table's row with data beside it is perturbed as lime's tabular explainer does it, among the quartiles of its columns and their
+    categories; a text as its text explainer does it with bow=False, a part at every place of its own.
     """
 
     name: ClassVar[str] = "lime"
@@ -174,7 +175,9 @@ class Lime(Sampled):
         notes = self.remarks(runs, scene)
         if r2 < _WEAK and not notes:
             notes = (f"r2 is {r2:.2f}: no linear model of these parts says much about the network here",)
-        return Attribution(parts.spread(weights), True, evidence, notes, {**parts.arrays(), "weights": weights})
+        return Attribution(
+            parts.spread(weights), True, evidence, notes, {**parts.arrays(), "weights": weights}, parts=parts.names
+        )
 
     def parts(self, scene: Scene) -> Features:
         if len(scene.model.contract.shape) == 1 and scene.data is not None and self.fill == "auto":

@@ -10,10 +10,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from penlight.errors import BadOption
+from penlight.inputs import TableContract
+from penlight.models.front import FrontContract
 from penlight.techniques.explain.explanation import Attribution, Explanation, Scene
-from penlight.techniques.explain.fills import FILL_HELP, FILLS, filled
+from penlight.techniques.explain.fills import FILL_HELP, FILLS, TOKEN_HELP, TOKENS, filled
 from penlight.techniques.explain.occlusion_grid import Grid, averaged, grids
 from penlight.techniques.explain.occlusion_passes import Cover, Passes
+from penlight.techniques.explain.occlusion_text import occluded_text
+from penlight.techniques.explain.rows import occluded_row
 from penlight.techniques.options import option
 
 Values = NDArray[np.float64]
@@ -27,6 +32,9 @@ class Occlusion(Explanation):
 
     A cell's value is the mean, over the windows that cover it, of the aim's value for the input less that with the window covered:
     positive where covering lowers the aim. Only what a window can change is computed, layer by layer, where the network allows it.
+
+    Of a table's row, a column at a time takes the values that other rows have there: its value is the mean drop, with the standard error
+    of that mean in `extras`. Of a text, windows are words or a number of tokens.
     """
 
     name: ClassVar[str] = "occlusion"
@@ -37,23 +45,35 @@ class Occlusion(Explanation):
         "Measured drops of the value when a window is covered, nothing inferred; they depend on the window's size and on what covers it."
     )
 
+    kinds: ClassVar[tuple[str, ...]] = ("image", "array", "table", "text")
+
     window: str = option(
         "",
-        "size of the window in cells, as in 32, 32x16 (rows x columns) or, for several, 64,32,16; a seventh of the side",
+        "size of the window in cells, as in 32, 32x16 (rows x columns) or, for several, 64,32,16; a seventh of the side. Of a text a"
+        " number of tokens, or characters, words or lines; words for more than 40 characters",
     )
     stride: str = option("", "cells from one position to the next, in the same form; a quarter of the window")
-    fill: str = option("zeros", FILL_HELP, choices=FILLS)
+    fill: str = option(
+        "auto",
+        f"{FILL_HELP}; auto is zeros, and for a table with data rows: the values of other rows, one after the other; {TOKEN_HELP}",
+        choices=("auto", "rows", *FILLS, *TOKENS),
+    )
     channels: bool = option(False, "cover one channel at a time")
     refine: int = option(0, "how often to halve window and stride where covering matters most", low=0, high=8)
     incremental: bool = option(True, "compute only what a window can change")
 
     def attribute(self, scene: Scene) -> Attribution:
         """The map, with the aim's value at every position."""
+        contract = scene.model.contract
+        if isinstance(contract, TableContract | FrontContract):
+            return self._of_parts(scene, contract)
+        if self.fill == "rows":
+            raise BadOption(f"fill 'rows' is for rows of a table; this input is none: use {', '.join(FILLS)}")
         shape = scene.x.shape[1:]
         flat = len(shape) < 3
         size = (1, shape[-1]) if flat else (int(shape[-2]), int(shape[-1]))
         asked = grids(size, self.window, self.stride, flat)
-        passes = Passes(scene, filled(scene, self.fill), self.incremental)
+        passes = Passes(scene, filled(scene, "zeros" if self.fill == "auto" else self.fill), self.incremental)
         channels: list[int | None] = list(range(shape[0])) if self.channels and len(shape) > 1 else [None]
         levels = [self._levels(grid) for grid in asked]
         bound = sum(len(grid.rows) * len(grid.columns) for level in levels for grid in level) * len(channels)
@@ -81,6 +101,23 @@ class Occlusion(Explanation):
             notes=_notes(passes, self.incremental),
             extras=extras,
         )
+
+    def _of_parts(self, scene: Scene, contract: TableContract | FrontContract) -> Attribution:
+        """A table by columns, a text by windows of tokens."""
+        table = isinstance(contract, TableContract)
+        given = {
+            "window": self.window and table,
+            "stride": self.stride and table,
+            "channels": self.channels,
+            "refine": self.refine,
+        }
+        wrong = [name for name, value in given.items() if value]
+        if wrong:
+            what = "a table is taken a column at a time" if table else "of a text whole tokens are covered"
+            raise BadOption(f"option {wrong[0]} is for inputs with axes in space or time: {what}; leave it out")
+        if isinstance(contract, TableContract):
+            return occluded_row(scene, contract, self.fill)
+        return occluded_text(scene, contract, self.window, self.stride, self.fill)
 
     def _levels(self, grid: Grid) -> list[Grid]:
         """The grid and its refinements."""

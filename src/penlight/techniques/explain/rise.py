@@ -60,6 +60,8 @@ class Rise(Explanation):
         "the network's mean answer over random soft masks that show a place; what matters is how places differ, at the grain of the grid"
     )
 
+    kinds: ClassVar[tuple[str, ...]] = ("image", "array", "text")
+
     samples: int = option(
         0, "masks, 10 or more; the paper takes 4000; 0 goes on until the ranking of the places is stable", low=0
     )

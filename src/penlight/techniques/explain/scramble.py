@@ -46,7 +46,9 @@ def scrambled(scene: Scene, steps: Sequence[Stage]) -> Iterator[Model]:
                 flat = own[name].flatten()
                 order = torch.from_numpy(scene.rng("scramble", name).permutation(len(flat))).to(flat.device)
                 own[name].copy_(flat[order].reshape(own[name].shape))
-        copy = Model(network, model.contract, model.labels, model.reference, model.figures, model.data, model.generator)
+        copy = type(model)(
+            network, model.contract, model.labels, model.reference, model.figures, model.data, model.generator
+        )
         vars(copy)["hash"] = model.hash  # no result of it is kept, and digesting all weights at every step takes long
         yield copy
 
