@@ -147,6 +147,32 @@ NETWORKS = {
 }
 
 
+class Row(nn.Module):
+    """A network on rows of a table; its layers are named as those of the networks on pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.conv2(torch.relu(self.conv1(x)))))
+
+
+class Reader(nn.Module):
+    """A language model on characters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.lstm, self.fc = nn.Embedding(5, 4), nn.LSTM(4, 6, 2, batch_first=True), nn.Linear(6, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.fc(self.lstm(self.embedding(ids))[0])
+
+
+TEXTS = ["ab(c)" * 20, "a b\n" * 30, "(a(b)c) " * 12, "cab" * 25]
+"""Of the characters that `Reader` knows, and one that it does not."""
+
+
 def see(pictures):
     """Pictures (n, H, W, C) as vectors of four numbers, as an image encoder gives them."""
     flat = pictures.reshape(len(pictures), -1) / 255

@@ -11,7 +11,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from penlight.api import activations, build_atlas, diagnose, dream, explain, load, project, survey, sweep, visualize
+    from penlight.api import (
+        activations,
+        build_atlas,
+        diagnose,
+        dream,
+        explain,
+        formula,
+        load,
+        project,
+        survey,
+        sweep,
+        visualize,
+    )
     from penlight.errors import PenlightError, UsageError
     from penlight.models import Model
     from penlight.units import Unit
@@ -31,6 +43,7 @@ _PLACES = {
     "diagnose": "penlight.api",
     "dream": "penlight.api",
     "explain": "penlight.api",
+    "formula": "penlight.api",
     "load": "penlight.api",
     "project": "penlight.api",
     "survey": "penlight.api",
@@ -49,6 +62,7 @@ __all__ = [
     "diagnose",
     "dream",
     "explain",
+    "formula",
     "load",
     "project",
     "survey",

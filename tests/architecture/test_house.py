@@ -42,7 +42,7 @@ OPTIONAL = {
 }
 PUBLIC = [
     "Model", "PenlightError", "Unit", "UsageError", "activations", "build_atlas", "build_site", "diagnose", "dream",
-    "explain", "load", "project", "survey", "sweep", "visualize",
+    "explain", "formula", "load", "project", "survey", "sweep", "visualize",
 ]  # fmt: skip
 
 
@@ -91,7 +91,9 @@ def test_the_six_questions_do_not_import_one_another():
         for name in imports(file):
             parts = name.split(".")
             if parts[:2] == ["penlight", "techniques"] and len(parts) > 2:
-                assert parts[2] in (own, "contract", "options") or own.endswith(".py"), f"{file} imports {name}"
+                assert parts[2] in (own, "contract", "options", "following") or own.endswith(".py"), (
+                    f"{file} imports {name}"
+                )
 
 
 def test_optional_libraries_are_imported_inside_functions():

@@ -43,9 +43,10 @@ def load(
     `reference` is a specimen's name, `torchvision:NAME`, `timm:NAME`, `module:package.mod:callable`, a model card (.toml), or a live
     module with an `example` input (N, *shape), of which only the shape is read. `mean` and `std` are what the network's inputs in
     [0, 1] are normalised by, where the reference does not say; `options` go to the network's constructor; `trust` lets pickled
-    weights be read. A network on text is opened by its `vocabulary` (a string of characters, a list of tokens, a mapping to numbers), one on
-    tables by its `columns` (names, or mappings with name, unit, mean, std, values); `input` holds whatever else a card's `[input]` can
-    say, as in {"batch_first": False, "encoding": "one-hot"}. The module is never changed, only moved if `device` ("auto", "cpu", "cuda", "mps") says so.
+    weights be read. A network on text is opened by its `vocabulary` (a string of characters, a list of tokens, a mapping to numbers),
+    one on tables by its `columns` (names, or mappings with name, unit, mean, std, values); `input` holds whatever else a card's
+    `[input]` can say, as in {"batch_first": False, "encoding": "one-hot"}. The module is never changed, only moved if `device`
+    ("auto", "cpu", "cuda", "mps") says so.
 
     Raises `UnknownName`, `BadReference`, `BadWeights` or `Untrusted` with what to do.
     """

@@ -17,10 +17,13 @@ from penlight.cli.shared import (
     result_options,
     technique_options,
 )
+from penlight.cli.telling import told as told_otherwise
 from penlight.render import columns, number
 from penlight.render.words import THIN
 from penlight.render.words import share as spaced
 from penlight.results import ActivationsResult
+
+_OURS = ("data", "samples", "top")
 
 
 @click.command("activations")
@@ -33,7 +36,8 @@ from penlight.results import ActivationsResult
     help="Weights files of the same network, in order: how its answers to one INPUT change as training goes on. Several with commas.",
 )  # fmt: skip
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Units named of every layer.")
-@technique_options("activations", only="maps")
+@click.option("--method", default=None, help="How; see 'penlight methods'. [default: maps; tracks for text]")
+@technique_options("activations", skip=_OURS)
 @result_options
 def command(
     model: str,
@@ -42,6 +46,7 @@ def command(
     data: str | None,
     checkpoints: tuple[str, ...],
     top: int,
+    method: str | None,
     device: str,
     input_shape: str | None,
     trust: bool,
@@ -52,7 +57,8 @@ def command(
 ) -> None:
     """Show what every unit of every layer of MODEL does with INPUT: all maps of a layer as one wall.
 
-    INPUT is a picture file, an .npy file, a folder of pictures, or data:N for input N of the data.
+    INPUT is a picture file, an .npy file, a folder of pictures, or data:N for input N of the data; for a network on text a text file or
+    the text itself, which --out DIR shows coloured by every cell; for one on tables FILE.csv:N for row N of a file.
     """
     from penlight.api import activations
 
@@ -62,8 +68,19 @@ def command(
     asked: Any = inputs[0] if len(inputs) == 1 else list(inputs)
     with progress_bar("activations", "input") as progress:
         result = activations(
-            opened, asked, layers=layers, checkpoints=files, data=data, trust=trust, progress=progress, **given(options)
+            opened,
+            asked,
+            layers=layers,
+            method=method,
+            checkpoints=files,
+            data=data,
+            trust=trust,
+            progress=progress,
+            **given(options),
         )
+    if (other := told_otherwise(result)) is not None:
+        give(result, out, as_json, other[0], pages=other[1])
+        return
     give(result, out, as_json, _text(result, top))
 
 

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 @click.option("--layers", multiple=True, metavar="PATTERN", help="Only these layers, as in 'features.*'.")
 @click.option("--top", default=9, show_default=True, type=click.IntRange(1), help="Real examples kept of every unit.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Random starts of every synthesis.")
-@click.option("--method", default="penlight", show_default=True, help="Synthesis; see 'penlight methods'.")
+@click.option(
+    "--method",
+    default="",
+    help="Synthesis; see 'penlight methods'. [default: penlight; strings for text, row for tables]",
+)
 @technique_options("visualize", skip=("seeds", "minimize"))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all random numbers.")
 @click.option("--json", "as_json", is_flag=True, help="What was done, as JSON on stdout, and nothing else there.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,9 +17,6 @@ from penlight.cli.shared import (
     result_options,
     technique_options,
 )
-
-if TYPE_CHECKING:
-    from penlight.results.diagnose import DiagnoseResult
 
 PAGE = "diagnosis.html"
 
@@ -63,7 +60,7 @@ def command(
     shows all of it on one page.
     """
     from penlight.api import diagnose
-    from penlight.render.diagnosis import text
+    from penlight.render.diagnosis import page, text
 
     check_out(out)
     opened = open_model(model, input_shape, device, trust)
@@ -71,16 +68,4 @@ def command(
         result = diagnose(
             opened, data, layers=layers, pictures=pictures, prune=prune, seed=seed, progress=progress, **given(options)
         )
-    give(result, out, as_json, text(result))
-    if out is not None:
-        _write_page(result, out / PAGE)
-
-
-def _write_page(result: DiagnoseResult, file: Path) -> None:
-    from penlight.errors import BadOutput
-    from penlight.render.diagnosis import page
-
-    try:
-        file.write_text(page(result), "utf-8")
-    except OSError as error:
-        raise BadOutput(f"cannot write {file}: {error.strerror or error}") from error
+    give(result, out, as_json, text(result), pages={PAGE: lambda: page(result)})

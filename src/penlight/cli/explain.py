@@ -19,6 +19,7 @@ from penlight.cli.shared import (
     technique_options,
 )
 from penlight.render import columns, explain_sheet, number
+from penlight.render.explain_rows import explain_page
 from penlight.render.explain_sheet import told
 from penlight.results import ExplainResult
 
@@ -61,7 +62,8 @@ def command(
 ) -> None:
     """Show what in INPUT caused a unit of MODEL to do what it does.
 
-    INPUT is a picture file, an .npy file, or data:N for input N of the data.
+    INPUT is a picture file, an .npy file, or data:N for input N of the data; for a network on text a text file or the text itself, for
+    one on tables FILE.csv:N for row N of a file.
     """
     from penlight.api import explain
 
@@ -78,7 +80,8 @@ def command(
     with progress_bar("explain", "part") as progress:
         result = explain(opened, input, unit, progress=progress, **asked, **given(options))
     parts = [result] if isinstance(result, ExplainResult) else list(result)
-    give(result, out, as_json, _text(parts), [explain_sheet(parts)] if out is not None else [])
+    pages = {"index.html": lambda: explain_page(parts)} if parts[0].is_row or parts[0].is_text else {}
+    give(result, out, as_json, _text(parts), [explain_sheet(parts)] if out is not None else [], pages)
 
 
 def _text(parts: Sequence[ExplainResult]) -> str:
@@ -116,4 +119,4 @@ def _text(parts: Sequence[ExplainResult]) -> str:
 
 def _where(part: ExplainResult) -> str:
     """The three strongest places."""
-    return "  ".join(f"{','.join(map(str, place))}: {number(value)}" for place, value in part.ranked(3))
+    return "  ".join(f"{part.place_name(place)}: {number(value)}" for place, value in part.ranked(3))

@@ -20,6 +20,7 @@ _COMMANDS = {
     "explain": ("explain", "What in this input caused it?"),
     "survey": ("survey", "What in my data excites every unit?"),
     "diagnose": ("diagnose", "Which units work, which do not, and which can go?"),
+    "formula": ("formula", "What does it compute, exactly?"),
     "atlas": ("atlas", "Ask all of it of every unit, and keep the answers."),
     "site": ("site", "Write an atlas as static HTML."),
     "methods": ("methods", "Every technique with its options and source."),
@@ -55,7 +56,7 @@ class Verbs(click.Group):
 def penlight() -> None:
     """Look inside a trained neural network.
 
-    MODEL is a specimen (letters), torchvision:NAME, timm:NAME, module:package.mod:callable, or a model card (.toml).
+    MODEL is a specimen (letters, code, biopsies), torchvision:NAME, timm:NAME, module:package.mod:callable, or a model card (.toml).
     """
     warnings.showwarning = _warn
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -148,10 +148,17 @@ def check_out(out: Path | None) -> None:
         raise BadOutput(f"cannot write to {out}: {error.strerror or error}; name another place with --out") from error
 
 
-def give(result: Result, out: Path | None, as_json: bool, text: str, more: Iterable[Picture] = ()) -> None:
-    """Save the result, and print it: as JSON, or as text with the place it was saved to."""
+def give(
+    result: Result,
+    out: Path | None,
+    as_json: bool,
+    text: str,
+    more: Iterable[Picture] = (),
+    pages: Mapping[str, Callable[[], str]] | None = None,
+) -> None:
+    """Save the result with its pages, and print it: as JSON, or as text with the place it was saved to."""
     if out is not None:
-        result.save(out, more)
+        result.save(out, more, pages={name: make() for name, make in (pages or {}).items()})
     if as_json:
         click.echo(result.to_json(indent=1))
     else:

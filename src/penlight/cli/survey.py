@@ -20,6 +20,7 @@ from penlight.cli.shared import (
     result_options,
     technique_options,
 )
+from penlight.cli.telling import told
 from penlight.render import columns, survey_sheet
 from penlight.results import FiltersResult, Picture, ProjectionsResult, Result, SurveyResult
 from penlight.results.labels import LabelsResult
@@ -39,7 +40,11 @@ _UNITS_A_SHEET = 64
 @click.option(
     "--layers", multiple=True, metavar="PATTERN", help="Layers to survey, as in 'features.*'; all by default."
 )
-@click.option("--method", default="stream", show_default=True, help="How; see 'penlight methods'.")
+@click.option(
+    "--method",
+    default=None,
+    help="How; see 'penlight methods'. [default: stream; passages for text, columns for tables]",
+)
 @click.option(
     "--project", is_flag=True,
     help="Project every top example back to pixels (Zeiler and Fergus' deconvnet), on the sheets below the examples; needs --out.",
@@ -50,7 +55,7 @@ def command(
     model: str,
     data: str | None,
     layers: tuple[str, ...],
-    method: str,
+    method: str | None,
     project: bool,
     device: str,
     input_shape: str | None,
@@ -62,7 +67,8 @@ def command(
 ) -> None:
     """Find what in DATA excites every unit of MODEL: top examples with their receptive fields, and statistics.
 
-    DATA is a folder of pictures (subfolders are classes) or an .npz file; a specimen brings its own.
+    DATA is a folder of pictures (subfolders are classes) or an .npz file, for a network on text a text file, a folder or a .zip of them,
+    for one on tables a .csv or .parquet file; a specimen brings its own.
     """
     from penlight.api import find_data, survey
 
@@ -73,6 +79,9 @@ def command(
     found = None if data is None and opened.data is None else find_data(opened, data)
     with progress_bar("survey", "input") as progress:
         result = survey(opened, found, layers=layers, method=method, seed=seed, progress=progress, **given(options))
+    if (other := told(result)) is not None:
+        give(result, out, as_json, other[0], pages=other[1])
+        return
     if not isinstance(result, SurveyResult):
         give(result, out, as_json, _other(result))
         return
@@ -81,14 +90,14 @@ def command(
     give(result, out, as_json, _text(result), sheets)
 
 
-def _check(project: bool, method: str, out: Path | None) -> None:
+def _check(project: bool, method: str | None, out: Path | None) -> None:
     """What cannot go together, before the work."""
     from penlight.errors import BadOption
 
     check_out(out)
     if project and out is None:
         raise BadOption("--project makes pictures; say where they go with --out DIR")
-    if project and method not in ("stream", "merge"):
+    if project and method not in (None, "stream", "merge"):
         raise BadOption(f"--project is for the top examples of a survey; method {method!r} has none")
 
 
@@ -141,8 +150,8 @@ def _labels(result: LabelsResult) -> str:
         labelled, different = result.detectors(path)
         found = [result.labels.of(f"{path}:{u}") for u in range(len(index))]
         best = max((row for row in found if row is not None), key=lambda row: row.score, default=None)
-        told = {"layer": path, "units": len(index), "labelled": labelled, "different": different}
-        rows.append({**told, "best": None if best is None else f"{best.unit}: {best}"})
+        counts = {"layer": path, "units": len(index), "labelled": labelled, "different": different}
+        rows.append({**counts, "best": None if best is None else f"{best.unit}: {best}"})
     heads = {"layer": "layer", "units": "units", "labelled": "labelled", "different": "different", "best": "clearest"}
     return "\n".join([columns(rows, heads), "", result.how, *result.notes])
 

@@ -19,6 +19,7 @@ from penlight.cli.shared import (
     result_options,
     technique_options,
 )
+from penlight.cli.telling import told
 from penlight.render import columns, sheet, sweep_sheet
 from penlight.render import film as write_film
 from penlight.render.film import FORMATS, check_format
@@ -40,7 +41,9 @@ _REMARKS = {
 @click.command("visualize")
 @model_options
 @click.argument("units", nargs=-1, required=True, metavar="UNIT…")
-@click.option("--method", default="penlight", show_default=True, help="How; see 'penlight methods'.")
+@click.option(
+    "--method", default=None, help="How; see 'penlight methods'. [default: penlight; strings for text, row for tables]"
+)
 @click.option(
     "--data", metavar="DATA", help="Pictures for the methods that learn from data; a specimen brings its own."
 )
@@ -62,7 +65,7 @@ _REMARKS = {
 def command(
     model: str,
     units: tuple[str, ...],
-    method: str,
+    method: str | None,
     data: str | None,
     survey: Path | None,
     sweep: tuple[str, ...],
@@ -76,14 +79,14 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Make pictures that excite units of MODEL most, or with --minimize least.
+    """Make pictures that excite units of MODEL most, or with --minimize least; strings for networks on text, rows for tables.
 
     UNIT is layer:index, layer:index@row,column, layer:*, class:label, or an expression in quotes: 'class:A - class:B',
     'layer(conv2)'. Several may be given.
     """
     _check(film, sweep, survey, out)
     opened = open_model(model, input_shape, device, trust)
-    asked = {"method": method, "seed": seed, "data": data, **given(options)}
+    asked = {"seed": seed, "data": data, **({} if method is None else {"method": method}), **given(options)}
     with progress_bar("visualize", "step") as progress:
         if sweep:
             from penlight.api import sweep as run
@@ -96,6 +99,9 @@ def command(
             result = visualize(opened, list(units), survey=survey, film=count, progress=progress, **asked)
     if sweep:
         give(swept, out, as_json, _swept(swept), [sweep_sheet(swept)] if out is not None else [])
+        return
+    if (other := told(result)) is not None:
+        give(result, out, as_json, other[0], pages=other[1])
         return
     give(result, out, as_json, _text(result), [sheet(result)] if out is not None else [])
     if film and out is not None:

@@ -44,6 +44,8 @@ class TextContract(InputContract):
         super().__post_init__()
         if len(self.vocabulary) < 2:
             raise BadReference("a network on text needs its vocabulary: a string of characters, or a list of tokens")
+        if self.shape[0] < 3:
+            raise BadReference(f"length {self.shape[0]} is too short to try a network with; give 3 tokens or more")
         if self.tokens not in TOKENS:
             raise UnknownName("kind of tokens", self.tokens, TOKENS)
         if self.encoding not in ENCODINGS:

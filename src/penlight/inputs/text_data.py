@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from penlight.errors import BadInput
 from penlight.inputs.text import TextContract
 
+LITERAL = "text:"  # says that a string is the text itself
 _BINARY = 8192  # bytes that are looked at for a zero, which no text has
 
 
@@ -66,10 +67,13 @@ def open_texts(source: Any, contract: TextContract, labels: Sequence[str] | None
     """Texts from what the user has.
 
     `source` is a text file, a folder of them (the first level of subfolders are classes), a .zip of them, a text itself, or a sequence of
-    texts, files or (text, class number) pairs. A string with white space in it is a text unless a file has that name.
+    texts, files or (text, class number) pairs. A string with white space in it is a text unless a file has that name, and so is what
+    follows "text:".
     """
     if hasattr(source, "text") and hasattr(source, "fingerprint"):
         return source  # type: ignore[no-any-return]
+    if isinstance(source, str) and source.startswith(LITERAL):
+        return TextData("text", contract, [_literal("text", source.removeprefix(LITERAL))])
     if isinstance(source, Path) or (isinstance(source, str) and not _is_text(source)):
         return _from_path(Path(source), contract)
     if isinstance(source, str):
@@ -149,7 +153,7 @@ def _from_path(path: Path, contract: TextContract) -> TextData:
         return TextData(path.name or str(path), contract, found, classes)
     if not path.exists():
         raise BadInput(
-            f"there is no text file {path}; give a file, a folder of text files, a .zip, or a text with white space in it"
+            f"there is no text file {path}; give a file, a folder of text files, a .zip, or text:THE TEXT ITSELF"
         )
     if path.suffix.lower() == ".zip":
         return TextData(path.name, contract, _archive(path))

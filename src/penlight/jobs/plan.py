@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from penlight.errors import BadOption, UnknownName
+from penlight.errors import BadInput, BadOption, UnknownName
 from penlight.inputs import Data
 from penlight.jobs.task import Task
 from penlight.models import Model
-from penlight.techniques.contract import methods
+from penlight.models.tracks import token_layers
+from penlight.techniques.contract import default_method, methods
 from penlight.techniques.diagnose.health import default_layers
 from penlight.techniques.options import build
 
@@ -21,6 +22,9 @@ _SHARDS = 64  # survey tasks at most
 _CHUNK = 32  # units a synthesis task renders
 _EXAMINED = {"tested": 500, "tried": 40, "effort": 0.03, "positions": 16}  # a glance, beside what the syntheses take
 _LEAST = 3  # inputs shown that excite a unit least
+_STRINGS = {"width": 8, "length": 24, "real": 0}  # a glance, beside what `visualize` takes
+_PAGES, _TRIED = 4000, 1000  # tokens of the text that is shown whole, about, and texts looked at for it
+_WRITTEN = 1000  # parameters up to which a network is written out
 _SMALL, _FEW = 128 * 128, 3  # pictures up to this many pixels have all top examples projected, larger ones so many
 
 
@@ -28,7 +32,7 @@ _SMALL, _FEW = 128 * 128, 3  # pictures up to this many pixels have all top exam
 class AtlasOptions:
     """What an atlas asks for. `layers` are paths or patterns (`features.*`), empty for all that hold values of their own."""
 
-    method: str = "penlight"  # of the syntheses
+    method: str = ""  # of the syntheses; the usual one for the network's inputs if empty
     seeds: int = 3  # random starts a unit
     top: int = 9  # real examples a unit
     samples: int = 12  # inputs shown of every class
@@ -39,7 +43,17 @@ class AtlasOptions:
 
 def plan_atlas(model: Model, data: Data | None, asked: AtlasOptions) -> list[Task]:
     """All tasks in the order they are to be run: a task comes after those it needs."""
+    kind = model.contract.kind
+    asked = replace(asked, method=asked.method or default_method("visualize", kind))
+    if kind not in methods["visualize"][asked.method].kinds:
+        raise BadOption(
+            f"method {asked.method!r} is not for {kind} inputs; without a method the atlas takes the usual one"
+        )
     layers = chosen_layers(model, asked.layers)
+    if kind == "text":
+        return list(_texts(model, data, layers, asked))
+    if kind == "table":
+        return list(_tables(model, data, layers, asked))
     tasks: list[Task] = []
     read: dict[str, Any] = {}  # what a synthesis that learns from data is handed
     technique = methods["visualize"][asked.method]
@@ -56,6 +70,55 @@ def plan_atlas(model: Model, data: Data | None, asked: AtlasOptions) -> list[Tas
     for layer in _classes_first(model, layers):
         tasks += _syntheses(model, layer, asked, read)
     return tasks
+
+
+def _texts(model: Model, data: Data | None, layers: Sequence[str], asked: AtlasOptions) -> Iterator[Task]:
+    """Top passages and labels of every unit, one text coloured by all of them, and strings that drive those one can read."""
+    if data is None:
+        return
+    read, digest = token_layers(model, layers if asked.layers else ()), data.fingerprint()
+    survey = _task(
+        model, "survey", "passages", asked.seed, {"top": asked.top, "bottom": min(asked.top, _LEAST)},
+        layers=tuple(read), data=digest,
+    )  # fmt: skip
+    yield survey
+    yield _task(model, "activations", "tracks", asked.seed, {}, layers=tuple(read), data=digest, inputs=(_shown(data),))
+    for minimize in (False, True):  # of the cells that can be read: every string takes seconds
+        options = {**_STRINGS, **asked.options, "seeds": asked.seeds, "minimize": minimize}
+        yield _task(model, "visualize", asked.method, asked.seed, options, data=digest, needs=(survey.key,))
+
+
+def _shown(data: Data) -> int:
+    """The number of the text that is shown whole: the first of those nearest to a few pages."""
+    best, least = 0, math.inf
+    for index in range(min(len(data), _TRIED)):
+        try:
+            away = abs(len(data.read(index)) - _PAGES)
+        except BadInput:
+            continue
+        if away < least:
+            best, least = index, away
+    return best
+
+
+def _tables(model: Model, data: Data | None, layers: Sequence[str], asked: AtlasOptions) -> Iterator[Task]:
+    """The columns that move every unit, the rows that drive each most and least, and what the network computes."""
+    digest = None if data is None else data.fingerprint()
+    if data is not None:
+        yield _task(model, "survey", "columns", asked.seed, {"top": asked.top}, layers=tuple(layers), data=digest)
+        yield from _health(model, data, layers, asked)
+    if sum(p.numel() for p in model.network.parameters()) <= _WRITTEN:
+        yield _task(model, "formula", "symbolic", asked.seed, {}, data=digest)
+    if data is not None and model.class_layer is not None:
+        yield _task(model, "formula", "affine", asked.seed, {}, data=digest, inputs=(0,))
+    for layer in _classes_first(model, layers):
+        units = tuple(str(unit) for unit in model.find(f"{layer}:*"))
+        for start in range(0, len(units), _CHUNK):
+            for minimize in (False, True):
+                options = {**asked.options, "seeds": asked.seeds, "minimize": minimize}
+                some = units[start : start + _CHUNK]
+                if digest is not None:
+                    yield _task(model, "visualize", asked.method, asked.seed, options, units=some, data=digest)
 
 
 def chosen_layers(model: Model, patterns: Sequence[str]) -> list[str]:

@@ -15,7 +15,8 @@ class Task:
     """What is to be asked, in JSON's types only; equal tasks have equal keys, here and on any other machine.
 
     `model` and `data` are digests, so that a changed network or data set is another task; `needs` are keys of tasks whose results
-    this one reads; `version` is the method's, raised when the same options give another answer.
+    this one reads; `inputs` are numbers of the data's inputs that it is about, all of them if empty; `version` is the method's, raised
+    when the same options give another answer.
     """
 
     verb: str
@@ -28,6 +29,7 @@ class Task:
     data: str | None = None
     seed: int = 0
     needs: tuple[str, ...] = ()
+    inputs: tuple[int, ...] = ()
 
     @cached_property
     def key(self) -> str:
@@ -36,14 +38,17 @@ class Task:
 
     def text(self) -> str:
         """Canonical JSON."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        table = asdict(self)
+        if not self.inputs:  # as it was before there were any: stored answers keep their keys
+            del table["inputs"]
+        return json.dumps(table, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def parse(cls, text: str) -> Task:
         """The inverse of `text`."""
         table = json.loads(text)
-        for name in ("units", "layers", "needs"):
-            table[name] = tuple(table[name])
+        for name in ("units", "layers", "needs", "inputs"):
+            table[name] = tuple(table.get(name, ()))
         return cls(**table)
 
     def title(self) -> str:

@@ -200,13 +200,16 @@ class Model:
     def predict(self, pictures: Any, batch: int = 64) -> NDArray[np.float32]:
         """Class probabilities, (N, classes) float32.
 
-        `pictures` is a file, a folder, several files, or (N, *shape) in [0, 1] before normalisation, or uint8.
+        `pictures` is a file, a folder, several files, or (N, *shape) in [0, 1] before normalisation, or uint8; texts or rows of a table
+        for networks on those. Of a language model it is the token after each text.
         """
         if isinstance(pictures, str | bytes):
             pictures = str(pictures)
         elif hasattr(pictures, "save") and hasattr(pictures, "size") and not hasattr(pictures, "shape"):
             pictures = [pictures]
         data = open_data(pictures, self.contract, self.labels)
+        if self.text is not None:  # texts differ in length
+            return np.concatenate([self.probabilities(data.read(n)[None]) for n in range(len(data))])
         return np.concatenate([self.probabilities(self._whole(b.inputs, b.skipped)) for b in batches(data, batch)])
 
     @staticmethod
@@ -225,6 +228,8 @@ class Model:
         with undisturbed(self.network), torch.inference_mode():
             output = first_tensor(run(self.network, self.tensor(inputs)))
             assert output is not None
+            if output.ndim == 3:
+                output = self.layers[self.class_layer].units_first(output)[..., -1]
             if self._anatomy.log_probabilities:
                 output = output.exp()
             elif not self._anatomy.probabilities:

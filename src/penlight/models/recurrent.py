@@ -29,7 +29,6 @@ GATES = {
 }
 """Gates of each kind, in the order of PyTorch's weights."""
 _CACHED = 1 << 19  # numbers of gates that are worked on at once
-_FEW = 8  # lanes below which the weights are better laid out for a product with a vector
 
 
 class Track(nn.Module):
@@ -195,12 +194,17 @@ class _Weights:
         assert again is not None
         return cls(into, again, find("bias_ih"), find("bias_hh"), find("weight_hr"))
 
-    def doubled(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(inputs, gates·H), (gates·H, hidden) and the sum of the biases, where the gates from `start` to `stop` count twice."""
+    def for_sigmoids(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """(inputs, gates·H), (hidden, gates·H), the sum of the biases, and (H, hidden) of the projection, for `_lstm_in_place`.
+
+        The gates from `start` to `stop` count twice; what multiplies a halved state does too.
+        """
         scale = self.into.new_ones(len(self.into))
         scale[start:stop] = 2
         bias = None if self.bias_into is None or self.bias_again is None else (self.bias_into + self.bias_again) * scale
-        return (self.into * scale[:, None]).t(), self.again * scale[:, None], bias
+        again = self.again * scale[:, None] * (2 if self.project is None else 1)
+        project = None if self.project is None else (self.project * 2).t().contiguous()
+        return (self.into * scale[:, None]).t(), again.t().contiguous(), bias, project
 
     def gates(self, steps: Tensor, both: bool) -> Tensor:
         """(T, N, gates·H): the inputs' part of all steps at once; with `both`, the biases of both parts are in it."""
@@ -223,31 +227,38 @@ def _lstm(weights: _Weights, steps: Tensor, state: tuple[Tensor, ...], mode: str
 def _lstm_in_place(weights: _Weights, steps: Tensor, hidden: Tensor, cell: Tensor, keep: bool) -> Ran:
     """A few steps' gates at once, in memory that stays in the cache unless they are to be kept; states go straight to their place.
 
-    tanh x is taken as 2·sigmoid(2x) − 1, within 1e-7 of it: the sigmoid is several times faster, and one call does all four gates.
+    tanh x is taken as 2·sigmoid(2x) − 1, within 1e-7 of it: the sigmoid is several times faster, and one call does all four gates. Inside
+    the loop a cell stands for twice its value and a hidden state for half of it, which saves operations; both are set right while they
+    are in the cache.
     """
     size, lanes = cell.shape[1], len(cell)
-    into, again, bias = weights.doubled(2 * size, 3 * size)
-    across = again.t().contiguous() if lanes < _FEW else again.t()
+    into, across, bias, project = weights.for_sigmoids(2 * size, 3 * size)
     span = max(1, min(len(steps), _CACHED // (lanes * 4 * size)))
     gates = steps.new_empty(len(steps) if keep else span, lanes, 4 * size)
     cells, hiddens = steps.new_empty(len(steps), *cell.shape), steps.new_empty(len(steps), *hidden.shape)
-    inner = hiddens if weights.project is None else torch.empty_like(cells)
+    inner = hiddens if project is None else torch.empty_like(cells)
+    twice, half = cell * 2, hidden if project is not None else hidden / 2
     for start in range(0, len(steps), span):
         here = steps[start : start + span]
         rows = gates[start : start + span] if keep else gates[: len(here)]
-        flat = rows.view(-1, 4 * size)
-        given = here.reshape(-1, here.shape[2])
+        flat, given = rows.view(-1, 4 * size), here.reshape(-1, here.shape[2])
         torch.mm(given, into, out=flat) if bias is None else torch.addmm(bias, given, into, out=flat)
         parts = zip(rows.unbind(0), *(part.unbind(0) for part in rows.chunk(4, 2)), strict=True)
         for n, (row, i, f, g, o) in enumerate(parts, start):
-            row.addmm_(hidden, across).sigmoid_()
-            g.mul_(2).sub_(1)
-            cell = torch.mul(f, cell, out=cells[n]).addcmul_(i, g)
-            hidden = torch.mul(cell, 2, out=inner[n]).sigmoid_().mul_(2).sub_(1).mul_(o)
-            if weights.project is not None:
-                hidden = torch.mm(hidden, weights.project.t(), out=hiddens[n])
-    named = dict(zip(GATES["LSTM"], gates.chunk(4, 2), strict=True)) if keep else {}
-    return {"hidden": hiddens, "cell": cells, **named}, (hidden, cell)
+            row.addmm_(half, across).sigmoid_()
+            twice = torch.mul(f, twice, out=cells[n]).addcmul_(i, g, value=4).sub_(i, alpha=2)
+            half = torch.sigmoid(twice, out=inner[n]).sub_(0.5).mul_(o)
+            if project is not None:
+                half = torch.mm(half, project, out=hiddens[n])
+        twice, half = twice.clone(), half.clone()
+        cells[start : start + span].mul_(0.5)
+        if project is None:
+            hiddens[start : start + span].mul_(2)
+    named: dict[str, Tensor] = {}
+    if keep:
+        named = dict(zip(GATES["LSTM"], gates.chunk(4, 2), strict=True))
+        named["candidate"].mul_(2).sub_(1)
+    return {"hidden": hiddens, "cell": cells, **named}, (hiddens[-1], cells[-1])
 
 
 def _lstm_differentiable(weights: _Weights, gates: Tensor, hidden: Tensor, cell: Tensor) -> Ran:

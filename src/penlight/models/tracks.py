@@ -21,6 +21,7 @@ OUTPUT = "(output)"
 """Path that stands for what the network puts out."""
 LANES, BLOCK = 64, 128  # texts side by side, and tokens of each at once
 WHOLE = 20_000  # tokens of a text that is read at once, where a network cannot go on from block to block
+_ROWS = "(NL)C"  # all tokens of all texts in one axis
 _SAME = 1e-4  # of the largest value: how far blocks may be from the whole
 
 Read = Callable[[int], NDArray[np.int64]]
@@ -81,6 +82,7 @@ class Reader:
             raise CannotRun(f"{model.reference} takes no text")
         self.model, self.contract, self.paths = model, model.text, tuple(paths)
         self.network: nn.Module = frozen_copy(model.network, shared=model.network.parameters())
+        self._output = self._output_layout() if OUTPUT in self.paths else ""
         self.goes_on = is_recurrent(self.network) and self._goes_on()
 
     def __call__(self, ids: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -113,22 +115,28 @@ class Reader:
 
     def _placed(self, path: str, output: Tensor, sizes: tuple[int, int]) -> Tensor:
         batch, steps = sizes
-        known = self.model.layers.get(path)
-        layout = known.layout if known is not None else text_layout(output, sizes)
-        if (
-            known is None and output.ndim == 2 and len(output) == batch * steps
-        ):  # a language model that puts all tokens in one axis
-            rows = (
-                output.view(batch, steps, -1)
-                if self.contract.batch_first
-                else output.view(steps, batch, -1).transpose(0, 1)
-            )
-            return rows
-        if layout is None or "L" not in layout or output.shape[layout.index("L")] != steps:
-            raise CannotRun(
-                f"layer {path!r} has no value a token; choose one whose layout has an L: penlight layers {self.model.reference}"
-            )
+        layout = self._output if path == OUTPUT else self.model.layer(path).layout
+        if layout == _ROWS and output.ndim == 2 and len(output) == batch * steps:
+            if self.contract.batch_first:
+                return output.view(batch, steps, -1)
+            return output.view(steps, batch, -1).transpose(0, 1)
+        if "L" not in layout or len(layout) != output.ndim or output.shape[layout.index("L")] != steps:
+            told = f"choose one whose layout has an L: penlight layers {self.model.reference}"
+            raise CannotRun(f"layer {path!r} has no value a token; {told}")
         return units_first(output, layout).transpose(1, 2)
+
+    def _output_layout(self) -> str:
+        """How the network's output lies, told by numbers of texts, tokens and classes that all differ; "" if it has no value a token."""
+        size = len(self.contract.vocabulary)
+        batch, steps = next((n, t) for n in (3, 2) for t in (11, 13) if size not in (n, t, n * t))
+        ids = np.zeros((batch, steps), np.int64)
+        with undisturbed(self.network), torch.inference_mode():
+            tensor = first_tensor(run(self.network, self.model.tensor(ids)))
+        if tensor is None:
+            raise CannotRun(f"{self.model.reference} puts out no tensor")
+        if tensor.ndim == 2 and len(tensor) == batch * steps:
+            return _ROWS
+        return text_layout(tensor, (batch, steps)) or ""
 
     def _goes_on(self) -> bool:
         """Whether two halves of a text, one after the other, give what the whole gives."""

@@ -74,9 +74,8 @@ def overview(result: ColumnsResult, path: str, link: Callable[[str], str] | None
         cells = "".join(_cell(unit, result.table[c].name, float(values[c])) for c in order)
         still = ' <i class="cols-soft">never changes</i>' if result.layers[path].std[u] == 0 else ""
         told = f' <i class="cols-soft">{escape(label.label)}</i>' if label is not None and label.label else ""
-        rows.append(
-            f'<tr><th scope="row"><a href="{escape(link(unit) if link else f"#{_anchor(unit)}", quote=True)}">{escape(unit)}</a>{still or told}</th>{cells}</tr>'
-        )
+        address = escape(link(unit) if link else f"#{_anchor(unit)}", quote=True)
+        rows.append(f'<tr><th scope="row"><a href="{address}">{escape(unit)}</a>{still or told}</th>{cells}</tr>')
     rest = len(result.table) - len(order)
     more = f"<p>{rest} more columns move these units less.</p>" if rest > 0 else ""
     return (
@@ -99,8 +98,8 @@ def _cell(unit: str, column: str, value: float) -> str:
     )
 
 
-def unit_columns(result: ColumnsResult, unit: str) -> str:
-    """One unit: its ranked columns by both measures, curves, top rows and interactions."""
+def unit_columns(result: ColumnsResult, unit: str, titled: bool = True) -> str:
+    """One unit: its ranked columns by both measures, curves, top rows and interactions; `titled` with its name and an anchor."""
     ranked = result.columns(unit)
     label = result.label(unit)
     row = result.row(unit)
@@ -109,10 +108,7 @@ def unit_columns(result: ColumnsResult, unit: str) -> str:
         f"from {number(row['min'])} to {number(row['max'])}",
         f"above zero for {share(row['fires'])} of the rows",
     ]
-    head = (
-        f'<section class="cols-unit" id="{_anchor(unit)}"><h2>{escape(unit)}</h2>'
-        f'<p class="cols-facts">{"; ".join(facts)}{_told(label)}.</p>'
-    )
+    head = f'{_opened(unit, "", titled)}<p class="cols-facts">{"; ".join(facts)}{_told(label)}.</p>'
     if row["std"] == 0 or not any(column.gradients for column in ranked):
         return f"{head}<p>No column moves this unit: it is the same for every row.</p></section>"
     return (
@@ -254,12 +250,12 @@ def rows_page(result: RowsResult) -> str:
     )
 
 
-def unit_row(result: RowsResult, unit: str) -> str:
-    """One unit's row beside the nearest and the best real one, a line a column, the most unusual values first."""
+def unit_row(result: RowsResult, unit: str, titled: bool = True) -> str:
+    """One unit's row beside the nearest and the best real one, a line a column, the most unusual values first; `titled` as above."""
     ideal, u = result.ideal(unit), result.index(unit)
     label = f" <i>{escape(result.labels[u] or '')}</i>" if result.labels[u] else ""
     way = "least" if result.minimize else "most"
-    head = f'<section class="cols-unit" id="{_anchor(unit)}"><h2>{escape(unit)}{label}</h2>'
+    head = _opened(unit, label, titled)
     if result.flat[u]:
         return f"{head}<p>No row within the range of the data changes this unit: it stays at {number(ideal.activation)}.</p></section>"
     said = (
@@ -309,6 +305,14 @@ def _unusual(result: RowsResult, ideal: Ideal) -> np.ndarray[tuple[int], np.dtyp
     return found
 
 
+def _opened(unit: str, label: str, titled: bool) -> str:
+    return (
+        f'<section class="cols-unit" id="{_anchor(unit)}"><h2>{escape(unit)}{label}</h2>'
+        if titled
+        else '<section class="cols-unit">'
+    )
+
+
 def _anchor(unit: str) -> str:
     return "u-" + "".join(c if c.isalnum() or c in "-_." else "-" for c in unit)
 
@@ -340,7 +344,7 @@ font-size:1.5rem}.cols-unit h2 i{font-weight:400;color:var(--amber)}.cols-unit h
 .cols-facts{color:var(--soft);font-style:normal}.cols-soft{font-size:.88rem}.cols-overview table,.cols-unit table{border-collapse:collapse}
 .cols-unit th,.cols-unit td,.cols-overview th,.cols-overview td{text-align:left;font-weight:400;padding:.22rem .55rem .22rem 0;
 border-bottom:1px solid var(--line)}.cols-unit thead th{color:var(--soft);vertical-align:bottom}.cols-unit td.n,.cols-unit th.n{
-text-align:right}.cols-wide{overflow-x:auto}.cols-two{display:grid;gap:1rem 2.5rem;margin-top:.8rem}.cols-two>*{min-width:0}
+text-align:right}.cols-wide{position:relative;overflow-x:auto}.cols-two{display:grid;gap:1rem 2.5rem;margin-top:.8rem}.cols-two>*{min-width:0}
 @media(min-width:66rem){.cols-two{grid-template-columns:minmax(0,1fr) 22rem}}.cols-joint table{width:100%;font-size:.88rem}.cols-joint th{
 overflow-wrap:anywhere}.cols-joint figcaption{margin-bottom:.4rem}.cols-joint i{font-style:normal;padding:0 .35em;border-radius:3px}
 .cols-low{background:var(--cc-low)}.cols-high{background:var(--cc-high);color:light-dark(#fff,#12100c)}.cols-up{

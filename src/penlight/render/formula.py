@@ -233,7 +233,8 @@ font:.84rem/1.5 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}.formul
 .formula th,.formula td{text-align:left;padding:.25rem .7rem .25rem 0;border-bottom:1px solid var(--line);font-weight:400}
 .formula thead th{color:var(--soft)}.formula .n{text-align:right;white-space:nowrap}.formula .track{padding:0;min-width:9rem;width:40%;
 background:linear-gradient(var(--line),var(--line)) 50% 0/1px 100% no-repeat}.track i{display:block;height:.8rem;
-border-radius:3px}.plus{background:var(--bar)}.minus{background:var(--cold,light-dark(#3a6ea5,#86b4e6))}.sum th,.sum td{font-weight:650;border:0}
+border-radius:3px}.plus{background:var(--bar)}.minus{
+background:var(--cold,light-dark(#3a6ea5,#86b4e6))}.sum th,.sum td{font-weight:650;border:0}
 .wide{overflow-x:auto}.notes{margin:0;padding-left:1.1rem}.notes li{margin:.3rem 0;overflow-wrap:anywhere}
 figure{margin:0 0 1rem}figure img{width:14rem;image-rendering:pixelated;border:1px solid var(--line)}figcaption{
 color:var(--soft);font-size:.88rem}details{margin-top:1.5rem}summary{cursor:pointer;color:var(--amber)}}"""

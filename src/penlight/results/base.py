@@ -100,17 +100,27 @@ class Result(ABC):
         """The result as JSON text; pixels stay out, `save` writes them as files."""
         return json.dumps(plain(self.to_dict()), indent=indent, ensure_ascii=False, allow_nan=False)
 
-    def save(self, folder: str | Path, more: Iterable[Picture] = (), *, summary: bool = True) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        more: Iterable[Picture] = (),
+        *,
+        summary: bool = True,
+        pages: Mapping[str, str] | None = None,
+    ) -> Path:
         """Write pictures (and `more` of them), `arrays.npz` and `results.json` to `folder`, whole or not at all; returns it.
 
-        Without `summary`, `results.json` holds only what `load_result` needs.
+        `pages` are further files by name, with their text. Without `summary`, `results.json` holds only what `load_result` needs.
 
         An earlier result in the folder is replaced. Raises `BadOutput` if it holds anything else or cannot be written.
         """
-        return save_folder(Path(folder), self._files(more, summary))
+        return save_folder(Path(folder), self._files(more, summary, pages or {}))
 
-    def _files(self, more: Iterable[Picture], summary: bool) -> Iterable[tuple[str, bytes]]:
+    def _files(self, more: Iterable[Picture], summary: bool, pages: Mapping[str, str]) -> Iterable[tuple[str, bytes]]:
         names: list[str] = []
+        for name, text in pages.items():
+            names.append(name)
+            yield name, text.encode("utf-8", "replace")
         for picture in chain(self.pictures(), more):
             names.append(f"{picture.name}.png")
             yield names[-1], picture.png()

@@ -46,6 +46,7 @@ class Technique(ABC):
     verb: ClassVar[str]
     name: ClassVar[str]
     paper: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]] = ("image", "array", "table")  # of input that it is for
     version: ClassVar[int] = 1  # raised when the same options give another answer
     reads_data: ClassVar[bool] = False  # runs on `Request.data`
     reads_survey: ClassVar[bool] = False  # takes a survey of the data from `Request.earlier`
@@ -55,7 +56,21 @@ class Technique(ABC):
         """Answer; leaves the model as it was."""
 
 
-VERBS = ("visualize", "activations", "explain", "survey", "diagnose")
+VERBS = ("visualize", "activations", "explain", "survey", "diagnose", "formula")
+DEFAULTS: Mapping[str, Mapping[str, str]] = {
+    "visualize": {"text": "strings", "table": "row", "": "penlight"},
+    "activations": {"text": "tracks", "": "maps"},
+    "explain": {"": "occlusion"},
+    "survey": {"text": "passages", "table": "columns", "": "stream"},
+    "diagnose": {"": "health"},
+    "formula": {"": "symbolic"},
+}
+"""The method that answers where none is named: verb → kind of input → name, "" for every other kind."""
 methods: Mapping[str, Registry[type[Technique]]] = {
     verb: Registry(f"{verb} method", f"penlight.{verb}") for verb in VERBS
 }
+
+
+def default_method(verb: str, kind: str) -> str:
+    """The name of the method that answers for this kind of input where the user names none."""
+    return DEFAULTS[verb].get(kind, DEFAULTS[verb][""])

@@ -84,7 +84,9 @@ class Pages:
 
     def shared(self) -> dict[str, Any]:
         """What every page needs."""
-        return {"model": self.book.model, "data": self.book.data, "missing": self.missing, "book": self.book}
+        book = self.book
+        doors = [("Classes", "classes.html")]
+        return {"model": book.model, "data": book.data, "missing": self.missing, "book": book, "doors": doors}
 
     def model_page(self) -> dict[str, Any]:
         """The first page."""

@@ -17,10 +17,15 @@ from penlight.errors import BadOutput
 from penlight.store import Atlas
 from penlight.web.album import Album
 from penlight.web.book import read_book
-from penlight.web.pages import FILTERS, Pages, arc
+from penlight.web.pages import FILTERS, Pages, arc, figures
+from penlight.web.rooms import Room, RoomPages, read_holdings
+from penlight.web.table_room import TableRoom
+from penlight.web.text_room import TextRoom
 
 MARKER = "penlight-site.json"
 STATIC = ("penlight.css", "penlight.js", "icon.svg")
+ROOMS: dict[str, Room] = {"text": TextRoom(), "table": TableRoom()}
+"""What is shown of networks on other inputs than pictures, by kind of input."""
 _LEFT_BY_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
@@ -44,14 +49,14 @@ def build_site(atlas_folder: str | Path, out_folder: str | Path) -> Path:
 
 
 def _write(atlas: Atlas, site: Path) -> None:
+    known = atlas.meta("model")
+    if isinstance(known, dict) and known.get("kind") in ROOMS:
+        _write_rooms(atlas, site, ROOMS[known["kind"]])
+        return
     book = read_book(atlas, Album(site))
     pages = Pages(book)
-    environment = _environment(pages)
-    for folder in ("static", "layers", "units"):
-        (site / folder).mkdir()
-    for name in STATIC:
-        content = resources.files("penlight.web").joinpath("static", name).read_bytes()
-        (site / "static" / name).write_bytes(content)
+    environment = _environment(pages.shared())
+    _ground(site)
     _page(environment, site, "index.html", "model.html", pages.model_page())
     _page(environment, site, "classes.html", "classes.html", pages.classes_page())
     for layer in book.pages:
@@ -59,12 +64,44 @@ def _write(atlas: Atlas, site: Path) -> None:
         (site / "units" / layer.name).mkdir()
         for index in range(layer.units):
             _page(environment, site, layer.unit_page(index), "unit.html", pages.unit_page(layer, index))
+    _close(site, book.model.get("hash"))
+
+
+def _write_rooms(atlas: Atlas, site: Path, room: Room) -> None:
+    """The same for a network on text or tables."""
+    held = read_holdings(atlas)
+    pages = RoomPages(held, room)
+    environment = _environment({**pages.shared(), "figures": figures})
+    _ground(site)
+    (site / "static" / "room.css").write_text(room.style, "utf-8")
+    _page(environment, site, "index.html", "room_model.html", pages.model_page())
+    for address, text in room.files(held).items():
+        (site / address).write_text(text, "utf-8", errors="replace")
+    for layer in held.pages:
+        _page(environment, site, layer.page, "room_layer.html", pages.layer_page(layer))
+        (site / "units" / layer.name).mkdir()
+        for index in range(layer.units):
+            _page(environment, site, layer.unit_page(index), "room_unit.html", pages.unit_page(layer, index))
+    _close(site, held.model.get("hash"))
+
+
+def _ground(site: Path) -> None:
+    """Folders and files that every site has."""
+    for folder in ("static", "layers", "units"):
+        (site / folder).mkdir()
+    for name in STATIC:
+        content = resources.files("penlight.web").joinpath("static", name).read_bytes()
+        (site / "static" / name).write_bytes(content)
+
+
+def _close(site: Path, digest: Any) -> None:
+    """The marker by which a site is known as ours."""
     (site / ".nojekyll").touch()
     entries = sorted([*(entry.name for entry in site.iterdir()), MARKER])
-    (site / MARKER).write_text(json.dumps({"format": 1, "model": book.model.get("hash"), "entries": entries}), "utf-8")
+    (site / MARKER).write_text(json.dumps({"format": 1, "model": digest, "entries": entries}), "utf-8")
 
 
-def _environment(pages: Pages) -> Environment:
+def _environment(shared: dict[str, Any]) -> Environment:
     environment = Environment(
         loader=PackageLoader("penlight.web"),
         autoescape=True,
@@ -73,7 +110,7 @@ def _environment(pages: Pages) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(FILTERS)
-    environment.globals.update(arc=arc, **pages.shared())
+    environment.globals.update(arc=arc, **shared)
     return environment
 
 

@@ -67,6 +67,8 @@ class Synthesis(Technique):
     of that size; otherwise every picture is of the network's own size.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = ("image", "array")
+
     verb: ClassVar[str] = "visualize"
     windows: ClassVar[bool] = False
     narrow: ClassVar[bool] = True
