@@ -26,7 +26,7 @@ $(VENV)/bench: $(VENV)/full
 
 install: $(VENV)/full  ## make .venv with everything
 
-demo: $(VENV)/base  ## open the specimen, ask everything of every unit, write the site (demo/site/index.html)
+demo: $(VENV)/base  ## open the specimens, ask everything of every unit, write the sites (demo/index.html)
 	@$(BIN)/penlight demo --out demo
 
 browser:

@@ -21,6 +21,7 @@ from penlight.techniques.contract import Progress, Request, methods
 from penlight.techniques.diagnose.pruning import checked_file, pruned
 from penlight.techniques.formula.door import asked
 from penlight.techniques.options import build
+from penlight.techniques.survey.passages import Passages
 from penlight.units import Unit
 
 
@@ -46,9 +47,20 @@ def survey(
     opened = as_model(model)
     patterns = [layers] if isinstance(layers, str) else layers
     paths = chosen_layers(opened, patterns) if patterns else ()  # without any the method knows which
+    own = _own_properties(options)
     made = technique("survey", opened, method, options)
     found = None if data is None and opened.data is None else find_data(opened, data)
-    return made.run(Request(opened, layers=paths, data=found, seed=seed, progress=progress or silent))
+    request = Request(opened, layers=paths, data=found, seed=seed, progress=progress or silent)
+    return made.run(request, own) if isinstance(made, Passages) else made.run(request)
+
+
+def _own_properties(options: dict[str, Any]) -> tuple[Any, ...]:
+    """Properties given as functions or in a list, taken out of a survey's options."""
+    given = options.get("properties")
+    if given is None or isinstance(given, str):
+        return ()
+    options["properties"] = "none"
+    return tuple(given) if isinstance(given, list | tuple) else (given,)
 
 
 def project(

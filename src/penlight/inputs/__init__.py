@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from penlight.inputs.contract import InputContract
-from penlight.inputs.data import Batch, Data, Some, batches, open_data
+from penlight.inputs.data import Batch, Data, batches, open_data, pick
 from penlight.inputs.image import read_picture
 from penlight.inputs.one import Inputs, read_input
 from penlight.inputs.table import Column, TableContract
@@ -29,11 +29,11 @@ __all__ = [
     "Data",
     "InputContract",
     "Inputs",
-    "Some",
     "TableContract",
     "TextContract",
     "batches",
     "open_data",
+    "pick",
     "read_contract",
     "read_input",
     "read_picture",

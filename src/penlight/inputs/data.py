@@ -20,7 +20,7 @@ from penlight.inputs.contract import InputContract
 from penlight.inputs.image import SUFFIXES, channels_first, fit, read_picture
 from penlight.inputs.table import TableContract
 from penlight.inputs.text import TextContract
-from penlight.inputs.text_data import open_texts
+from penlight.inputs.text_data import TextData, open_texts
 
 
 class Data(Protocol):
@@ -42,8 +42,13 @@ class Data(Protocol):
         """A digest that changes when the data does."""
 
 
-class Some:
+def pick(data: Data, numbers: Sequence[int]) -> Data:
     """A few inputs of a data set, by number."""
+    return data.some(numbers) if isinstance(data, TextData) else Some(data, numbers)
+
+
+class Some:
+    """A few inputs of a data set; see `pick`."""
 
     def __init__(self, data: Data, numbers: Sequence[int]) -> None:
         self.name, self.classes = data.name, data.classes
@@ -51,13 +56,6 @@ class Some:
 
     def __len__(self) -> int:
         return len(self._numbers)
-
-    def __getattr__(self, name: str) -> Any:
-        """What only this kind of data has, as a text's `text(index)`."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        found = getattr(self._data, name)
-        return (lambda index: found(self._numbers[index])) if name == "text" else found
 
     def label(self, index: int) -> tuple[str, int | None]:
         """(name, class index or None) of an input."""

@@ -59,7 +59,7 @@ class Column:
         """A raw value in words: the category's name, or the number with its unit."""
         if self.values:
             return self.values[int(value)]
-        return f"{value:.4g}" + (f" {self.unit}" if self.unit else "")
+        return (f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}") + (f" {self.unit}" if self.unit else "")
 
     def number(self, text: str, where: str) -> float:
         """The raw value of a cell; `BadInput` says where it stands and what is allowed."""

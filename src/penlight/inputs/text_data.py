@@ -45,6 +45,10 @@ class TextData:
     def __len__(self) -> int:
         return len(self._sources)
 
+    def some(self, numbers: Sequence[int]) -> TextData:
+        """Only these texts."""
+        return TextData(self.name, self._contract, [self._sources[n] for n in numbers], self.classes)
+
     def label(self, index: int) -> tuple[str, int | None]:
         """(name, class index or None)."""
         return self._sources[index].name, self._sources[index].label

@@ -344,7 +344,8 @@ font-size:1.5rem}.cols-unit h2 i{font-weight:400;color:var(--amber)}.cols-unit h
 .cols-facts{color:var(--soft);font-style:normal}.cols-soft{font-size:.88rem}.cols-overview table,.cols-unit table{border-collapse:collapse}
 .cols-unit th,.cols-unit td,.cols-overview th,.cols-overview td{text-align:left;font-weight:400;padding:.22rem .55rem .22rem 0;
 border-bottom:1px solid var(--line)}.cols-unit thead th{color:var(--soft);vertical-align:bottom}.cols-unit td.n,.cols-unit th.n{
-text-align:right}.cols-wide{position:relative;overflow-x:auto}.cols-two{display:grid;gap:1rem 2.5rem;margin-top:.8rem}.cols-two>*{min-width:0}
+text-align:right}.cols-wide{position:relative;
+overflow-x:auto}.cols-two{display:grid;gap:1rem 2.5rem;margin-top:.8rem}.cols-two>*{min-width:0}
 @media(min-width:66rem){.cols-two{grid-template-columns:minmax(0,1fr) 22rem}}.cols-joint table{width:100%;font-size:.88rem}.cols-joint th{
 overflow-wrap:anywhere}.cols-joint figcaption{margin-bottom:.4rem}.cols-joint i{font-style:normal;padding:0 .35em;border-radius:3px}
 .cols-low{background:var(--cc-low)}.cols-high{background:var(--cc-high);color:light-dark(#fff,#12100c)}.cols-up{

@@ -28,8 +28,10 @@ _LEAST = 1000  # tokens below which layers are left out instead
 _SHADES, _STILL = 65, 6  # colours, and properties that are shown without a script
 
 
-def tracks_page(result: TracksResult, text: int = 0, links: Sequence[tuple[str, str]] = ()) -> str:
-    """A whole page of one text; `links` are (name, address) of the pages of the texts, in order.
+def tracks_page(
+    result: TracksResult, text: int = 0, links: Sequence[tuple[str, str]] = (), home: tuple[str, str] | None = None
+) -> str:
+    """A whole page of one text; `links` are (name, address) of the pages of the texts, in order, `home` that of the page above.
 
     >>> Path("tracks.html").write_text(tracks_page(result))      # doctest: +SKIP
     """
@@ -38,7 +40,9 @@ def tracks_page(result: TracksResult, text: int = 0, links: Sequence[tuple[str, 
         f'<a href="{escape(address)}"{" aria-current=page" if n == text else ""}>{escape(label)}</a>'
         for n, (label, address) in enumerate(links)
     )
-    nav = f'<nav aria-label="Texts">{others}</nav>' if len(links) > 1 else ""
+    above = "" if home is None else f'<a href="{escape(home[1])}">{escape(home[0])}</a>'
+    others = others if len(links) > 1 else ""
+    nav = f'<nav aria-label="Pages">{above}{others}</nav>' if above or others else ""
     title = f"{escape(name)} · {escape(result.provenance.model)} · Penlight"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="generator" content="Penlight">\n'

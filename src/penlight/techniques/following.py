@@ -56,7 +56,7 @@ def scored(ranked: NDArray[np.float32], tracks: NDArray[np.floating], yes_no: li
     for p, yes in enumerate(yes_no):
         if yes:
             ones = float(given[:, p].sum(dtype=np.float64))
-            scores[:, p] = 0.5 + products[:, p] * count / (ones * (count - ones))
+            scores[:, p] = 0.5 + products[:, p] * (count - 1) / (ones * (count - ones))
         else:
             own = float(np.sqrt(np.square(given[:, p], dtype=np.float64).sum()))
             size = spread * own

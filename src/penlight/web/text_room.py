@@ -51,4 +51,4 @@ class TextRoom:
 
     def files(self, held: Holdings) -> dict[str, str]:
         """The interactive page of one text."""
-        return {} if held.tracks is None else {TEXT_PAGE: tracks_page(held.tracks, links=[("The atlas", "index.html")])}
+        return {} if held.tracks is None else {TEXT_PAGE: tracks_page(held.tracks, home=("The atlas", "index.html"))}

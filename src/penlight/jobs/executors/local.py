@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penlight.errors import ModelMismatch
-from penlight.inputs import Data, Some
+from penlight.inputs import Data, pick
 from penlight.jobs.task import Task
 from penlight.models import Model
 from penlight.results import Result
@@ -29,7 +29,7 @@ def answer(task: Task, model: Model, data: Data | None, earlier: Sequence[Result
         model=model,
         units=tuple(Unit.parse(text) for text in task.units),
         layers=task.layers,
-        data=Some(own, task.inputs) if own is not None and task.inputs else own,
+        data=pick(own, task.inputs) if own is not None and task.inputs else own,
         seed=task.seed,
         earlier=tuple(earlier),
         input=asked,

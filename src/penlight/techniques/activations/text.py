@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -16,13 +15,12 @@ from penlight.errors import BadInput, CannotRun
 from penlight.inputs import Data, TextContract
 from penlight.inputs.properties import Property, at_tokens, chosen
 from penlight.models import Model
-from penlight.models.tracks import OUTPUT, tracks
+from penlight.models.tracks import OUTPUT, token_layers, tracks
 from penlight.results.tracks import Known, Text, TracksResult
 from penlight.techniques.contract import Request, Technique
 from penlight.techniques.following import ranks, scored
 from penlight.techniques.options import option, provenance
 
-_STATE = re.compile(r"(hidden|cell)_l\d+(_reverse)?\Z")
 _LARGEST = 6e4  # magnitude up to which float16 holds a value
 _BYTES = 2  # of a value as it is kept
 _SUM = 1e-3  # how far from 1 probabilities may add up to
@@ -58,7 +56,7 @@ class Tracks(Technique):
             raise BadInput(
                 "tracks are of texts: give a text file, a text with white space in it, token numbers, or data:N"
             )
-        wanted, paths = _properties(self.properties), _layers(model, request.layers)
+        wanted, paths = _properties(self.properties), list(token_layers(model, request.layers))
         given, notes = self._given(data, model, paths)
         known = [_known(one, wanted) for one in given]
         used, left_out = _said(known)
@@ -132,21 +130,6 @@ class _Given:
 def _properties(asked: str) -> list[Property]:
     names = [name.strip() for name in asked.split(";") if name.strip()]
     return chosen(names or None)
-
-
-def _layers(model: Model, asked: Sequence[str]) -> list[str]:
-    """The layers to be read."""
-    along = {path: layer for path, layer in model.layers.items() if "L" in layer.layout and layer.axis > 0}
-    if asked:
-        for path in asked:
-            if path not in along:
-                raise CannotRun(f"layer {path!r} has no value a token; those that have: {', '.join(along) or 'none'}")
-        return list(asked)
-    states = [path for path, layer in along.items() if layer.kind == "Track" and _STATE.search(path)]
-    found = states or [path for path, layer in along.items() if layer.alias_of is None]
-    if not found:
-        raise CannotRun(f"no layer of {model.reference} has a value a token; a text goes through it as a whole")
-    return found
 
 
 def _shares(lengths: Sequence[int], room: int) -> list[int]:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from penlight.errors import BadInput, CannotRun, UnknownName
+from penlight.errors import BadInput, CannotRun
 from penlight.inputs.properties import Own, Property, chosen
 from penlight.inputs.text_data import TextData
 from penlight.models import Layer, Model
-from penlight.models.tracks import BLOCK, Stretch, tracks
+from penlight.models.tracks import BLOCK, Stretch, token_layers, tracks
 from penlight.results.passages import LayerPassages, PassagesResult
 from penlight.techniques.contract import Request, Technique
 from penlight.techniques.options import option, provenance
@@ -30,7 +30,6 @@ _NAMED = 5  # tokens named that raise a unit, and that lower it
 _LEAST = 256  # cells with shuffled weights that claims are held against, at least
 _COPIES = (4, 16)  # of the network, at least and at most: cells of one copy have its embedding in common
 _CELLS = 64  # of a layer of each copy that are scored, at most
-_STATES = ("hidden_l", "cell_l")
 _MOST = 60_000.0  # what an infinite value is taken for: passages keep half precision
 Tracks = NDArray[np.float32]
 
@@ -73,7 +72,7 @@ class Passages(Technique):
         if not isinstance(data, TextData):
             raise BadInput("a survey of texts needs texts: give a file, a folder, a .zip or a list of strings")
         properties = self._properties(own)
-        layers = read_layers(model, request.layers)
+        layers = token_layers(model, request.layers)
         parts = _parts(layers)
         units = sum(layer.units for layer in layers.values())
         rng = np.random.default_rng([request.seed, 0])
@@ -98,25 +97,6 @@ class Passages(Technique):
         if asked in ("all", ""):
             return chosen([*chosen(), *own])
         return chosen([*([] if asked == "none" else names), *own])
-
-
-def read_layers(model: Model, named: Sequence[str]) -> dict[str, Layer]:
-    """Layers with a value a token: those named, else states of recurrent layers, else all. `CannotRun` where there are none."""
-    found = {path: layer for path, layer in model.layers.items() if "L" in layer.layout and layer.axis > 0}
-    if named:
-        for path in named:
-            if path not in found:
-                if path in model.layers:
-                    raise CannotRun(
-                        f"layer {path!r} has no value a token; see the layouts with an L: penlight layers {model.reference}"
-                    )
-                raise UnknownName("layer", path, list(found))
-        return {path: found[path] for path in named}
-    found = {path: layer for path, layer in found.items() if layer.alias_of is None}
-    states = {path: layer for path, layer in found.items() if path.rpartition(".")[2].startswith(_STATES)}
-    if not found:
-        raise CannotRun(f"no layer of {model.reference} has a value a token")
-    return states or found
 
 
 def _parts(layers: dict[str, Layer]) -> dict[str, slice]:
