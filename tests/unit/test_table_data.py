@@ -203,3 +203,22 @@ def test_the_fingerprint_is_of_values_classes_and_names(tmp_path):
     assert open_table(write(tmp_path, TEXT.replace(",x,", ",z,")), CONTRACT, LABELS).fingerprint() == first
     for changed in (TEXT.replace("41", "42"), TEXT.replace("cat", "dog"), TEXT.replace("41", "")):
         assert open_table(write(tmp_path, changed), CONTRACT, LABELS).fingerprint() != first
+
+
+def test_pandas_frames_and_their_parquet_files_are_the_same_table(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({name: list(values) for name, values in MAPPING.items()})
+    np.testing.assert_array_equal(open_table(frame, CONTRACT, LABELS).rows, ROWS)
+    np.testing.assert_array_equal(open_table(frame.convert_dtypes(), CONTRACT, LABELS).rows, ROWS)
+    np.testing.assert_array_equal(open_table(frame.sample(frac=1, random_state=0).sort_index(), CONTRACT, LABELS).rows, ROWS)
+    row = read_row(frame.iloc[0], CONTRACT)
+    np.testing.assert_array_equal(row, ROWS[0])
+    pytest.importorskip("pyarrow")
+    frame.to_parquet(tmp_path / "pets.parquet")
+    found = open_table(tmp_path / "pets.parquet", CONTRACT, LABELS)
+    np.testing.assert_array_equal(found.rows, ROWS)
+    assert found.label(0)[0] == "pets.parquet:0"
+    np.testing.assert_array_equal(read_row(f"{tmp_path / 'pets.parquet'}:1", CONTRACT), ROWS[1])
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "pets.parquet").read_bytes()[:200])
+    with pytest.raises(BadInput, match=r"cut\.parquet"):
+        open_table(tmp_path / "cut.parquet", CONTRACT)
