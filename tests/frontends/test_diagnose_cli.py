@@ -155,3 +155,32 @@ def test_an_atlas_shows_verdicts_on_its_pages(tmp_path):
     assert 'value="is:dead"' in layer
     assert "of 6 needed" in layer
     assert "What works, and what can go" in (tmp_path / "site" / "index.html").read_text("utf-8")
+
+
+def test_an_atlas_with_pictures_tells_static_and_unstable_units(result):
+    from types import SimpleNamespace
+
+    from penlight.web.book import Book, Portrait, Start, _with_pictures
+
+    def portrait(stability, best, reached=True):
+        starts = tuple(Start(n, "file", best, 0.0, reached) for n in range(2))
+        return [Portrait(starts, (8, 8), "thumb", 0 if reached else None, None, result.provenance, stability)]
+
+    survey = SimpleNamespace(layers={"0": SimpleNamespace(maximum=np.full(6, 5.0))})
+    portraits = {
+        0: portrait(0.1, 4.0),
+        1: portrait(0.1, 9.0),
+        2: portrait(0.1, 1.0),
+        3: portrait(0.9, 4.0),
+        5: portrait(None, 0.0, False),
+    }
+    found = _with_pictures(Book({}, {}, [], True, {("0", "happy"): portraits}, survey=survey, health=result))
+    new = {unit: set(told) - set(result.verdicts.get(unit, {})) for unit, told in found.verdicts.items()}
+    assert {unit: told for unit, told in new.items() if told} == {
+        "0:0": {"static"},
+        "0:1": {"unstable"},
+        "0:5": {"static"},
+    }
+    assert found.details["0:1"]["unstable"] == "its pictures differ from start to start"
+    assert found.verdicts["0:4"].keys() == result.verdicts["0:4"].keys()
+    assert "unstable" not in result.verdicts.get("0:1", {}), "the stored result is as it was"

@@ -79,11 +79,13 @@ def _first(out: Path, pages: dict[str, Path]) -> Path:
         f'<li><a href="{escape(page.relative_to(out).as_posix())}"><b>{escape(name)}</b></a> {escape(_SAYS[name])}</li>'
         for name, page in pages.items()
     )
+    style = next(iter(pages.values())).parent.relative_to(out) / "static" / "penlight.css"
     first = out / "index.html"
-    first.write_text(
+    lead = "What small networks have learned; everything was asked of every unit."
+    head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<title>Penlight</title><link rel="stylesheet" href="site/static/penlight.css"></head><body><main><section><h1>Penlight</h1>'
-        f'<p class="lead">What three small networks have learned.</p><ul class="doors">{rows}</ul></section></main></body></html>',
-        "utf-8",
+        f'<title>Penlight</title><link rel="stylesheet" href="{escape(style.as_posix())}"></head>'
     )
+    body = f'<body><main><section><h1>Penlight</h1><p class="lead">{lead}</p><ul class="doors">{rows}</ul></section></main></body>'
+    first.write_text(f"{head}{body}</html>", "utf-8")
     return first

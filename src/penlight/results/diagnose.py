@@ -17,6 +17,23 @@ ZERO, MEAN, STAND_IN = "zero", "mean", "stand-in"
 _MINUS = "\u2212"
 
 
+def portrait_verdict(
+    dark: bool, stability: float, best: float, real: float, unstable: float
+) -> tuple[str, float, str] | None:
+    """(verdict, number, words) of a unit by its preferred inputs from several starts; None if they say nothing against it.
+
+    `dark`: no gradient ever came; `stability`: how alike the starts' pictures are; `best` and `real`: its largest answer to a picture and
+    to the data. Static: pictures differ at every start, and none excites the unit more than real inputs do. Else unstable, if they differ.
+    """
+    if not (dark or stability < unstable):
+        return None
+    if dark:
+        return "static", 0.0, "no gradient reaches its picture"
+    if best <= real:
+        return "static", stability, f"no picture of {best:.3g} at most outdoes the inputs' {real:.3g}"
+    return "unstable", stability, "its pictures differ from start to start"
+
+
 @dataclass(frozen=True, eq=False)
 class LayerHealth:
     """What one layer's U units do, over all inputs and positions, where the rest of the network sees them.

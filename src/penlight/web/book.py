@@ -19,6 +19,7 @@ from penlight.results import (
     SurveyResult,
     VisualizeResult,
 )
+from penlight.results.diagnose import portrait_verdict
 from penlight.results.labels import LabelsResult
 from penlight.results.visualize import file_names
 from penlight.results.weights import WeightsResult
@@ -213,7 +214,33 @@ def read_book(atlas: Atlas, album: Album) -> Book:
     for key in dict.fromkeys(keys):
         if atlas.has(key):
             _add(book, atlas, key, album, names)
+    book.health = _with_pictures(book)
     return book
+
+
+def _with_pictures(book: Book) -> DiagnoseResult | None:
+    """The diagnosis with what the atlas's pictures add to it: units that are static or unstable."""
+    health = book.health
+    if health is None:
+        return None
+    verdicts, details = dict(health.verdicts), dict(health.details)
+    unstable = float(health.provenance.options.get("unstable", 0.2))
+    for path in health.layers:
+        rows = book.rows(path)
+        for index, portraits in book.portraits.get((path, "happy"), {}).items():
+            first, unit = portraits[0], f"{path}:{index}"
+            told = verdicts.get(unit, {})
+            known = first.best is None or first.stability is not None
+            if len(first.starts) < 2 or not known or rows is None or {"dead", "static"} & set(told):
+                continue
+            best = max(start.activation for start in first.starts)
+            said = portrait_verdict(
+                first.best is None, first.stability or 0.0, best, float(rows.maximum[index]), unstable
+            )
+            if said is not None:
+                verdicts[unit] = {**told, said[0]: said[1]}
+                details[unit] = {**details.get(unit, {}), said[0]: said[2]}
+    return replace(health, verdicts=verdicts, details=details)
 
 
 def _add(book: Book, atlas: Atlas, key: str, album: Album, names: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from penlight.errors import BadUnit
 from penlight.models.places import Patch, Rectifier
 from penlight.results import Result, VisualizeResult
+from penlight.results.diagnose import portrait_verdict
 from penlight.techniques.diagnose.kinship import Kin, kin
 from penlight.techniques.diagnose.tally import Tallied
 from penlight.units import Unit
@@ -73,7 +74,10 @@ def judge(
         if "dead" in told[u] or _constant(found, u):
             silent.add(u)
         elif u in pictured:
-            _portrait(float(found.own[u]), pictured[u], limits, told[u], words[u])
+            seen = pictured[u]
+            said = portrait_verdict(seen.dark, seen.stability, seen.best, float(found.own[u]), limits.unstable)
+            if said is not None:
+                told[u][said[0]], words[u][said[0]] = said[1:]
     made: dict[int, Kin] = {}
     if found.samples >= FEWEST:
         made = kin(found.kin, found.centre, silent, limits.alike, limits.combine)
@@ -119,23 +123,6 @@ def _activity(
     if rectifier is not None and rectifier.high is not None and found.full[u] >= limits.full:
         told["saturated"] = float(found.full[u])
         words["saturated"] = f"at the upper limit {rectifier.high:g} of {rectifier.name}"
-
-
-def _portrait(
-    real: float, pictured: Pictured, limits: Thresholds, told: dict[str, float], words: dict[str, str]
-) -> None:
-    """Static: pictures differ at every start, and none excites the unit more than real inputs do. Else unstable, if they differ."""
-    if not (pictured.dark or pictured.stability < limits.unstable):
-        return
-    if pictured.dark or pictured.best <= real:
-        told["static"] = 0.0 if pictured.dark else pictured.stability
-        words["static"] = (
-            "no gradient reaches its picture" if pictured.dark
-            else f"no picture of {pictured.best:.3g} at most outdoes the inputs' {real:.3g}"
-        )  # fmt: skip
-    else:
-        told["unstable"] = pictured.stability
-        words["unstable"] = "its pictures differ from start to start"
 
 
 def _words(path: str, one: Kin, spread: float) -> str:
