@@ -210,7 +210,9 @@ def test_pandas_frames_and_their_parquet_files_are_the_same_table(tmp_path):
     frame = pandas.DataFrame({name: list(values) for name, values in MAPPING.items()})
     np.testing.assert_array_equal(open_table(frame, CONTRACT, LABELS).rows, ROWS)
     np.testing.assert_array_equal(open_table(frame.convert_dtypes(), CONTRACT, LABELS).rows, ROWS)
-    np.testing.assert_array_equal(open_table(frame.sample(frac=1, random_state=0).sort_index(), CONTRACT, LABELS).rows, ROWS)
+    np.testing.assert_array_equal(
+        open_table(frame.sample(frac=1, random_state=0).sort_index(), CONTRACT, LABELS).rows, ROWS
+    )
     row = read_row(frame.iloc[0], CONTRACT)
     np.testing.assert_array_equal(row, ROWS[0])
     pytest.importorskip("pyarrow")
