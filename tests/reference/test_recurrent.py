@@ -63,6 +63,45 @@ def same(ours, theirs, within=CLOSE):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("layers", "both", "first", "bias"), list(itertools.product((1, 3), *[(False, True)] * 3)))
+class Tutorial(nn.Module):
+    """As tutorials write it: time first, and a state that has to be given."""
+
+    def __init__(self, makes=True):
+        super().__init__()
+        self.encoder, self.rnn, self.decoder = nn.Embedding(5, 4), nn.LSTM(4, 6, 2), nn.Linear(6, 5)
+        if makes:
+            self.init_hidden = lambda count: (torch.ones(2, count, 6), torch.zeros(2, count, 6))
+
+    def forward(self, ids, hidden):
+        found, hidden = self.rnn(self.encoder(ids), hidden)
+        return self.decoder(found.view(-1, 6)), hidden
+
+
+@pytest.mark.parametrize("makes", [True, False])
+def test_a_state_that_has_to_be_given_is_made(makes):
+    import penlight
+
+    torch.manual_seed(0)
+    network = Tutorial(makes).eval()
+    ids = np.random.default_rng(0).integers(5, size=40)
+    model = penlight.load(network, vocabulary="abcde", input={"batch_first": False})
+    state = network.init_hidden(1) if makes else None
+    with torch.no_grad():
+        hidden, _ = network.rnn(network.encoder(torch.from_numpy(ids)[:, None]), state)
+        scores, _ = network(torch.from_numpy(ids)[:, None], state)
+    (found,) = tracks(model, [ids], ["rnn.hidden_l1", OUTPUT])
+    torch.testing.assert_close(found.values["rnn.hidden_l1"], hidden[:, 0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.values[OUTPUT], scores, rtol=0, atol=1e-5)
+    parts = list(tracks(model, [ids], ["rnn.hidden_l1"], block=7))
+    assert len(parts) == 6
+    torch.testing.assert_close(
+        torch.cat([one.values["rnn.hidden_l1"] for one in parts]), hidden[:, 0], rtol=0, atol=1e-6
+    )
+    why = penlight.explain(model, "text:abcdeabcde", "rnn.cell_l0:2@7", method="gradient")
+    assert np.abs(why.values[:8]).min() > 0
+    assert type(network) is Tutorial
+
+
 def test_written_out_is_pytorchs(kind, layers, both, first, bias):
     module, twin = pair(kind, num_layers=layers, bidirectional=both, batch_first=first, bias=bias)
     x = noise(4, 6, 5)

@@ -49,7 +49,7 @@ class Model:
         self.text = contract if isinstance(contract, TextContract) else None
         self.network, self.contract = unwrap(network), contract
         if self.text is not None:
-            self.network = written_out(self.network)
+            self.network = written_out(self.network, self.text.batch_first)
         self.labels = None if labels is None else tuple(map(str, labels))
         self.reference = reference or type(self.network).__name__
         self.figures = dict(figures or {})

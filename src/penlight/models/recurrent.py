@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from types import MethodType
 from typing import Any
 
@@ -28,6 +29,7 @@ GATES = {
     "RNN_RELU": (),
 }
 """Gates of each kind, in the order of PyTorch's weights."""
+_PLACED = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _CACHED = 1 << 19  # numbers of gates that are worked on at once
 
 
@@ -51,10 +53,11 @@ def is_recurrent(network: nn.Module) -> bool:
     return any(isinstance(module, nn.RNNBase) for module in network.modules())
 
 
-def written_out(network: nn.Module) -> nn.Module:
+def written_out(network: nn.Module, batch_first: bool = True) -> nn.Module:
     """A copy that shares its parameters and buffers, in which every LSTM, GRU and RNN has its tracks; `CannotRun` if it cannot be copied.
 
-    A network without any is returned as it is.
+    A network without any is returned as it is. A state that its forward asks for is what its `init_hidden` makes for the number of texts,
+    else None; `batch_first` says which axis of its input they are.
     """
     if not is_recurrent(network):
         return network
@@ -69,7 +72,34 @@ def written_out(network: nn.Module) -> nn.Module:
                 module.add_module(name, Track())
             module.__dict__["carry"] = None
             module.__dict__["forward"] = MethodType(_forward, module)
+    _begin_by_itself(twin, batch_first)
     return twin
+
+
+def _begin_by_itself(network: nn.Module, batch_first: bool) -> None:
+    """Let a network whose forward asks for a first state be called without one."""
+    kind: Any = type(network)
+    asked = [
+        p for p in list(signature(kind.forward).parameters.values())[2:] if p.default is p.empty and p.kind in _PLACED
+    ]
+    if not asked:
+        return
+
+    def forward(self: nn.Module, given: Tensor, *rest: Any) -> Any:
+        if not rest:
+            rest = (_first_hidden(self, given.shape[0 if batch_first else 1]), *[None] * (len(asked) - 1))
+        return kind.forward(self, given, *rest)
+
+    # a class of its own rather than an attribute: what runs the class's forward finds this one
+    network.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+
+
+def _first_hidden(network: nn.Module, count: int) -> Any:
+    make = getattr(network, "init_hidden", None) or getattr(network, "initHidden", None)
+    if make is None:
+        return None
+    asks = [p for p in signature(make).parameters.values() if p.default is p.empty and p.kind in _PLACED]
+    return make(count) if asks else make()
 
 
 def track_names(module: nn.RNNBase) -> list[str]:
