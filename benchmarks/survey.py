@@ -8,7 +8,9 @@ folded, channels-last, in inference mode, at its best batch size, on pictures th
 convolution's output as it is in that network, that is, with its BatchNorm folded in. One thread, CPU time, the two in turns A B A B
 on the same 32 pictures; medians. `start` is the share in the first blocks, when every input still enters some list; `share` the one
 after `warm` pictures, when few do; `long run` the one with the same pictures once more, when none does, as far into a large data set.
-With --memory, the peak that Python and NumPy allocate for 500 and for 2,000 inputs, as well.
+`twins` is the share of a whole survey as a user starts it, with the search for nearly equal pictures on, statistics, reading and
+its first blocks included, against the bare pass over the same pictures (goal .75).
+With --memory, the peak that Python and NumPy allocate for 500 and for 5,000 inputs, as well.
 """
 
 from __future__ import annotations
@@ -111,6 +113,44 @@ def measure(name: str, warm: int, blocks: int) -> dict[str, Any]:
     }
 
 
+class Held:
+    """Pictures in memory, so that reading costs nothing."""
+
+    name, classes = "pictures", ()
+
+    def __init__(self, inputs: NDArray[np.uint8]) -> None:
+        self._inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def label(self, index: int) -> tuple[str, int | None]:
+        return f"picture {index}", None
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return self._inputs[index]
+
+    def fingerprint(self) -> str:
+        return f"held-{len(self._inputs)}"
+
+
+def whole(name: str, count: int, rounds: int) -> float:
+    """Share of the bare pass's speed that a whole survey with the search for twins keeps; medians of turns."""
+    model, rng = build(name), np.random.default_rng(1)
+    inputs = np.concatenate([pictures(rng) for _ in range(count // BLOCK)])
+    layers = [path for path, layer in model.layers.items() if layer.kind in ("Conv2d", "Conv2dSame")]
+    network, data = model.prepared(), Held(inputs)
+    tensor = model.tensor(inputs).contiguous(memory_format=torch.channels_last)
+    trials = {batch: seconds(bare, network, tensor[:BLOCK], batch) for batch in (1, 2, 4, 8)}
+    best = min(trials, key=lambda batch: trials[batch])
+    request = Request(model, layers=layers, data=data)
+    shares = []
+    for _ in range(rounds):
+        alone = seconds(bare, network, tensor, best)
+        shares.append(alone / seconds(Stream(top=TOP).run, request))
+    return round(statistics.median(shares), 3)
+
+
 class Noise:
     """A data set of any length that holds nothing."""
 
@@ -157,18 +197,20 @@ def main() -> None:
     warnings.simplefilter("ignore")
     warm, blocks = (256, 5) if given.quick else (768, 9)
     report: dict[str, Any] = {"benchmark": "survey", "networks": [measure(name, warm, blocks) for name in GOALS]}
+    for row in report["networks"]:
+        row["twins"] = whole(row["network"], 64 if given.quick else 512, 1 if given.quick else 3)
     if given.memory:
-        report["peak_mb"] = memory((100, 400) if given.quick else (500, 2000))
+        report["peak_mb"] = memory((100, 400) if given.quick else (500, 5000))
     if given.json:
         print(json.dumps(report))
         return
     print(
-        f"{'network':12} {'units':>6} {'bare/s':>8} {'survey/s':>9} {'start':>6} {'share':>6} {'long run':>8} {'goal':>5}"
+        f"{'network':12} {'units':>6} {'bare/s':>8} {'survey/s':>9} {'start':>6} {'share':>6} {'long run':>8} {'goal':>5} {'twins':>6}"
     )
     for row in report["networks"]:
         print(
             f"{row['network']:12} {row['units']:6} {row['bare_per_s']:8.1f} {row['survey_per_s']:9.1f}"
-            f" {row['start']:6.2f} {row['share']:6.2f} {row['long_run']:8.2f} {row['goal']:5.2f}"
+            f" {row['start']:6.2f} {row['share']:6.2f} {row['long_run']:8.2f} {row['goal']:5.2f} {row['twins']:6.2f}"
         )
     for count, peak in report.get("peak_mb", {}).items():
         print(f"peak memory with {count} inputs: {peak} MB")

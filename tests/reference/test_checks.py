@@ -182,7 +182,7 @@ def test_a_map_of_the_picture_fails(letters):
     np.testing.assert_allclose(curves["randomisation_share"], [0.2, 0.4, 0.6, 0.8, 1], rtol=1e-6)
     told = verdict(numbers)
     assert told.startswith("randomisation: fails: the map stays 1.00 alike")
-    assert told.endswith("it shows the picture, not the network")
+    assert told.endswith("it shows the input, not the network")
 
 
 def test_guided_backpropagation_is_known_to_fail_and_the_gradient_to_pass(letters):

@@ -95,7 +95,7 @@ def verdict(checks: Mapping[str, float | None]) -> str:
     if found is None:
         return ""
     if found >= ALIKE:
-        told = f"fails: the map stays {found:.2f} alike when the weights above are scrambled: it shows the picture, not the network"
+        told = f"fails: the map stays {found:.2f} alike when the weights above are scrambled: it shows the input, not the network"
     else:
         told = f"passes: the map is another one once the weights above are scrambled, {found:.2f} alike"
     return f"randomisation: {told}"
