@@ -466,3 +466,17 @@ def test_pixels_are_raw():
     with torch.no_grad():
         truth = float(model.network.eval()(model.tensor(pixels[None]))[0, 2])
     assert result.weights @ (pixels.reshape(-1) / 255) + result.bias == pytest.approx(truth, abs=1e-5)
+
+
+def test_where_hinges_are_chosen_a_maximum_counts_both_of_its_values():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2)).eval()
+    model = penlight.load(network, example=torch.zeros(1, 1, 4, 4))
+    given = np.random.default_rng(3).random((1, 4, 4)).astype(np.float32)
+    exact = penlight.formula(model, given).margin
+    chosen = penlight.formula(model, given, directions=0, critical=64).margin
+    pairs = given.reshape(2, 2, 2, 2).swapaxes(1, 2).reshape(4, 4)
+    ordered = np.sort(pairs, axis=1)
+    nearest = float((ordered[:, 3] - ordered[:, 2]).min()) / np.sqrt(2)
+    assert exact["distance"] == pytest.approx(nearest, rel=1e-5)
+    assert chosen["distance"] == pytest.approx(nearest, rel=1e-5)
