@@ -204,4 +204,4 @@ def _plain(text: str) -> str:
 
 
 def _figure(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value + 0.0:.3g}"
