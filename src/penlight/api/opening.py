@@ -107,8 +107,11 @@ def technique(verb: str, model: Model, method: str | None, options: Mapping[str,
     if model.contract.kind not in made.kinds:
         fit = [other for other in methods[verb] if model.contract.kind in methods[verb][other].kinds]
         others = f"use {', '.join(fit)}" if fit else f"no method of {verb} is for {model.contract.kind} inputs yet"
-        own = f"{model.reference} takes {model.contract.kind}"
-        raise BadOption(f"method {name!r} is for {' and '.join(made.kinds)} inputs, {own}: {others}")
+        own, kinds = (
+            f"{model.reference} takes {model.contract.kind}",
+            " and ".join([", ".join(made.kinds[:-1]), made.kinds[-1]]),
+        )
+        raise BadOption(f"method {name!r} is for {kinds.removeprefix(' and ')} inputs, {own}: {others}")
     return made
 
 

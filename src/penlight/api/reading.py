@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,10 @@ from penlight.techniques.activations.maps import Maps, over_checkpoints
 from penlight.techniques.contract import Progress, Request, Technique, methods
 from penlight.techniques.explain.checks import check as check_truth
 from penlight.techniques.explain.checks import verdict
-from penlight.techniques.options import build, provenance, table
+from penlight.techniques.options import provenance, table
 from penlight.units import Unit
 
+_NAMED = 80  # characters of an input that is named by itself
 _CHECKED = 10  # maps that an explanation with its checks takes, about
 
 
@@ -143,31 +144,35 @@ def explain(
     techniques = _built(opened, names, options)
     own = find_data(opened, data) if data is not None or opened.data is not None else None
     given = read_input(picture, opened.contract, own)
+    source = str(picture) if isinstance(picture, str | Path) else ""
+    source = source if len(source) <= _NAMED else f"{source[:_NAMED]}…"  # a text may be given as it is
     parts: list[ExplainResult] = []
-    count = len(units) * len(techniques)
+    count, each = len(units) * len(techniques), _CHECKED if check else 1
     for wanted in units:
         for made in techniques:
-            place = len(parts) * (_CHECKED if check else 1)
-
-            def part(done: int, of: int, place: int = place, width: int = 1) -> None:
-                if progress is not None:
-                    steps = count * (_CHECKED if check else 1)
-                    progress(place * 1000 + round(1000 * width * done / max(of, 1)), steps * 1000)
-
-            request = Request(
-                opened, targets=[] if wanted is None else [wanted], seed=seed, input=given, data=own, progress=part
-            )
-            result = made.run(request)
-            assert isinstance(result, ExplainResult)
-            result = replace(result, source=str(picture) if isinstance(picture, str | Path) else "")
-            if check:
-                later = replace(request, progress=partial(part, place=place + 1, width=_CHECKED - 1))
-                numbers, curves = check_truth(made, later, result)
-                result = result.with_checks(numbers, curves, verdict(numbers))
-            parts.append(result)
+            step = partial(_part, progress, len(parts) * each, count * each)
+            request = Request(opened, targets=[] if wanted is None else [wanted], seed=seed, input=given, data=own)
+            parts.append(_explained(made, request, source, check, step))
     if isinstance(method, str) and (unit is None or isinstance(unit, str | Unit)):
         return parts[0]
     return ExplanationsResult(provenance(techniques[0], request), tuple(parts))
+
+
+def _part(progress: Progress | None, first: int, steps: int, offset: int, width: int, done: int, of: int) -> None:
+    """Tell how far a part of the work is that takes `width` of all `steps`, from `first` + `offset` on."""
+    if progress is not None:
+        progress((first + offset) * 1000 + round(1000 * width * done / max(of, 1)), steps * 1000)
+
+
+def _explained(made: Technique, request: Request, source: str, check: bool, step: Callable[..., None]) -> ExplainResult:
+    """One explanation, with its checks where they are asked for."""
+    result = made.run(replace(request, progress=partial(step, 0, 1)))
+    assert isinstance(result, ExplainResult)
+    result = replace(result, source=source)
+    if not check:
+        return result
+    numbers, curves = check_truth(made, replace(request, progress=partial(step, 1, _CHECKED - 1)), result)
+    return result.with_checks(numbers, curves, verdict(numbers))
 
 
 def _built(model: Model, names: Sequence[str], options: Mapping[str, Any]) -> list[Technique]:
@@ -182,6 +187,6 @@ def _built(model: Model, names: Sequence[str], options: Mapping[str, Any]) -> li
         if not any(name in own for own in known):
             raise UnknownName(f"option of {', '.join(names)}", name, sorted(set().union(*known)))
     return [
-        build(kind, {name: value for name, value in options.items() if name in own})
-        for kind, own in zip(kinds, known, strict=True)
+        technique("explain", model, name, {key: value for key, value in options.items() if key in own})
+        for name, own in zip(names, known, strict=True)
     ]
