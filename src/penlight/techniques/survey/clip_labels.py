@@ -40,6 +40,7 @@ class ClipLabels(Technique):
     verb: ClassVar[str] = "survey"
     name: ClassVar[str] = "clip-labels"
     paper: ClassVar[str] = "Oikarinen & Weng 2023, CLIP-Dissect, arXiv:2204.10965"
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
     reads_data: ClassVar[bool] = True
 
     images: Any = option("", "what embeds pictures: module:package.mod:callable, (n, H, W, C) uint8 to (n, d)")  # noqa: RUF009

@@ -37,6 +37,7 @@ class Dissect(Technique):
     verb: ClassVar[str] = "survey"
     name: ClassVar[str] = "dissect"
     paper: ClassVar[str] = "Bau et al. 2017, Network Dissection, arXiv:1704.05796"
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
     reads_data: ClassVar[bool] = True
 
     masks: str = option("", "folder of .png masks named as the pictures are, or .npz with 'masks' (N, H, W)")

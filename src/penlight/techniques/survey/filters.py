@@ -33,6 +33,7 @@ class Filters(Technique):
     verb: ClassVar[str] = "survey"
     name: ClassVar[str] = "filters"
     paper: ClassVar[str] = "Krizhevsky, Sutskever & Hinton 2012 (filters as pictures)"
+    kinds: ClassVar[tuple[str, ...]] = ("image", "array")
 
     size: int = option(64, "height and width of the noise in pixels", low=8, high=1024)
     limit: int = option(200, "most applications of a filter", low=1, high=100000)
