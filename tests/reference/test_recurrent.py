@@ -61,8 +61,6 @@ def same(ours, theirs, within=CLOSE):
         assert worst <= within * max(1.0, size)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("layers", "both", "first", "bias"), list(itertools.product((1, 3), *[(False, True)] * 3)))
 class Tutorial(nn.Module):
     """As tutorials write it: time first, and a state that has to be given."""
 
@@ -102,6 +100,8 @@ def test_a_state_that_has_to_be_given_is_made(makes):
     assert type(network) is Tutorial
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("layers", "both", "first", "bias"), list(itertools.product((1, 3), *[(False, True)] * 3)))
 def test_written_out_is_pytorchs(kind, layers, both, first, bias):
     module, twin = pair(kind, num_layers=layers, bidirectional=both, batch_first=first, bias=bias)
     x = noise(4, 6, 5)
