@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penlight.errors import BadInput, BadOutput
+from penlight.errors import BadInput, BadOutput, BadUnit, UnknownName
 
 SCHEMA_VERSION = 1
 _KINDS: dict[str, type[Result]] = {}
@@ -199,6 +199,28 @@ def save_folder(folder: Path, files: Iterable[tuple[str, bytes]]) -> Path:
             shutil.rmtree(staging, ignore_errors=True)
             shutil.rmtree(staging.with_suffix(".old"), ignore_errors=True)
     return folder
+
+
+class Rows(Protocol):
+    """One layer's rows, a unit each; `mean` is there for all of them."""
+
+    @property
+    def mean(self) -> NDArray[Any]:
+        """(U,) or more axes."""
+
+
+R = TypeVar("R", bound=Rows)
+
+
+def located(layers: Mapping[str, R], unit: str) -> tuple[R, int]:
+    """(the layer's rows, index) of a unit that was surveyed; `UnknownName` or `BadUnit` says what there is."""
+    path, _, index = unit.rpartition(":")
+    if path not in layers:
+        raise UnknownName("surveyed layer", path, list(layers))
+    rows = layers[path]
+    if not index.isdecimal() or int(index) >= len(rows.mean):
+        raise BadUnit(f"layer {path!r} has units 0 to {len(rows.mean) - 1}; {index!r} is none of them")
+    return rows, int(index)
 
 
 def plain(value: Any) -> Any:

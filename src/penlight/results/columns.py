@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from penlight.errors import BadUnit, UnknownName
-from penlight.results.base import Picture, Provenance, Result
+from penlight.errors import UnknownName
+from penlight.results.base import Picture, Provenance, Result, located
 from penlight.results.labels import Label, Labels, class_labels
 
 Floats = NDArray[np.float64]
@@ -342,13 +342,7 @@ class ColumnsResult(Result):
         ]
 
     def _find(self, unit: str) -> tuple[LayerColumns, int]:
-        path, _, index = unit.rpartition(":")
-        if path not in self.layers:
-            raise UnknownName("surveyed layer", path, list(self.layers))
-        layer = self.layers[path]
-        if not index.isdecimal() or int(index) >= len(layer.mean):
-            raise BadUnit(f"layer {path!r} has units 0 to {len(layer.mean) - 1}; {index!r} is none of them")
-        return layer, int(index)
+        return located(self.layers, unit)
 
     def summary(self) -> dict[str, Any]:
         return {

@@ -10,8 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from penlight.errors import BadUnit, UnknownName
-from penlight.results.base import Picture, Provenance, Result
+from penlight.results.base import Picture, Provenance, Result, located
 from penlight.results.labels import NEXT, Label, Labels
 
 YES_NO = "yes/no"
@@ -238,13 +237,7 @@ class PassagesResult(Result):
         return counts[filled[0] : filled[-1] + 1], self.edges[filled[0] : filled[-1] + 2]
 
     def _find(self, unit: str) -> tuple[LayerPassages, int]:
-        path, _, index = unit.rpartition(":")
-        if path not in self.layers:
-            raise UnknownName("surveyed layer", path, list(self.layers))
-        layer = self.layers[path]
-        if not index.isdecimal() or int(index) >= len(layer.mean):
-            raise BadUnit(f"layer {path!r} has units 0 to {len(layer.mean) - 1}; {index!r} is none of them")
-        return layer, int(index)
+        return located(self.layers, unit)
 
     def summary(self) -> dict[str, Any]:
         return {

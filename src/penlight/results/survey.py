@@ -10,8 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from penlight.errors import BadUnit, UnknownName
-from penlight.results.base import Picture, Provenance, Result
+from penlight.results.base import Picture, Provenance, Result, located
 from penlight.results.labels import Label, Labels, class_labels
 
 
@@ -224,13 +223,7 @@ class SurveyResult(Result):
         return float((counts * below).sum() / max(int(counts.sum()), 1))
 
     def _find(self, unit: str) -> tuple[LayerSurvey, int]:
-        path, _, index = unit.rpartition(":")
-        if path not in self.layers:
-            raise UnknownName("surveyed layer", path, list(self.layers))
-        survey = self.layers[path]
-        if not index.isdigit() or int(index) >= len(survey.mean):
-            raise BadUnit(f"layer {path!r} has units 0 to {len(survey.mean) - 1}; {index!r} is none of them")
-        return survey, int(index)
+        return located(self.layers, unit)
 
     def summary(self) -> dict[str, Any]:
         return {
