@@ -136,7 +136,8 @@ class Held:
 
 def whole(name: str, count: int, rounds: int) -> float:
     """Share of the bare pass's speed that a whole survey with the search for twins keeps; medians of turns."""
-    model, rng = build(name), np.random.default_rng(1)
+    rng = np.random.default_rng(1)
+    model = Model(build(name).prepared(), CONTRACT)  # whose convolutions put out, when surveyed too, what the bare pass computes
     inputs = np.concatenate([pictures(rng) for _ in range(count // BLOCK)])
     layers = [path for path, layer in model.layers.items() if layer.kind in ("Conv2d", "Conv2dSame")]
     network, data = model.prepared(), Held(inputs)

@@ -162,6 +162,11 @@ def test_normalisation():
 
     vector = InputContract("array", (3,), (0.5,), (0.25,))
     np.testing.assert_allclose(vector.normalize(np.array([[0, 51, 255]], np.uint8)), [[-2, -1.2, 2]], atol=1e-6)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 4), dtype=np.uint8)
+    coloured = InputContract("image", (3, 5, 4), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    last = coloured.normalize_last(pictures)
+    np.testing.assert_array_equal(last, coloured.normalize(pictures))
+    assert torch.from_numpy(last).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_too_large_a_picture_is_refused(monkeypatch):

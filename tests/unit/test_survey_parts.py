@@ -11,13 +11,14 @@ from torch import nn
 import zoo
 from penlight.errors import BadInput
 from penlight.inputs import InputContract, open_data
-from penlight.models import Layer, Model
+from penlight.models import Layer, Model, Probe
 from penlight.techniques.activations.predictions import Predictions
 from penlight.techniques.contract import Request
 from penlight.techniques.survey import histogram
 from penlight.techniques.survey.block import Block, _neurons, _Target, _there
 from penlight.techniques.survey.stream import Stream
-from penlight.techniques.survey.sweep import fitting
+from penlight.techniques.survey.sums import input_sums
+from penlight.techniques.survey.sweep import Sweep, fitting
 from penlight.techniques.survey.tally import Tally
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -97,15 +98,57 @@ def test_maps_are_read_in_every_layout_and_memory_order(layout, shape, memory, l
     assert not block.peak[:, : layer.units].any()
 
 
-def test_places_are_looked_for_only_above_the_floor():
-    layer = Layer("a", "Some", (40, 12, 12), "NCHW", 0)
-    values = torch.rand((2, 40, 12, 12), generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("asked", [2, 20])  # of 40 units; a large map is searched in two ways
+@pytest.mark.parametrize("size", [(12, 12), (36, 40)])
+def test_places_are_looked_for_only_above_the_floor(asked, size):
+    layer = Layer("a", "Some", (40, *size), "NCHW", 0)
+    values = torch.rand((2, 40, *size), generator=torch.Generator().manual_seed(0)).half().float()
     block = Block({"a": layer}, 2, 2, torch.device("cpu"))
     block.place.fill_(-1)
-    block.floor[:] = np.where(np.arange(40) % 2, 1, 0)
-    block.readers()["a"](values.half().float())
-    assert (block.place[:, 1::2] == -1).all()
-    assert (block.place[:, ::2] == values.half().float().flatten(2).argmax(2)[:, ::2]).all()
+    block.floor[:] = np.where(np.arange(40) < asked, 0, 1)
+    block.readers()["a"](values)
+    assert (block.place[:, asked:] == -1).all()
+    assert (block.place[:, :asked] == values.flatten(2).argmax(2)[:, :asked]).all()
+
+
+class _Pointwise(nn.Module):  # 16 times 16 positions
+    def __init__(self, bias: bool = True, **options) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.wide = nn.Conv2d(4, 32, 1, bias=bias, **options)
+
+    def forward(self, x):
+        return self.wide(torch.relu(self.first(x))).relu_()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_a_pointwise_convolutions_sums_come_from_its_input_unless_it_puts_out_something_else(bias, disturbed):
+    torch.manual_seed(0)
+    network = _Pointwise(bias).eval()
+    if disturbed:
+        network.wide.register_forward_hook(lambda _m, _i, output: output + 0.5)
+    model = Model(network, InputContract("image", (3, 16, 16)))
+    data = np.random.default_rng(0).random((8, 3, 16, 16), np.float32)
+    layers = {"first": model.layers["first"], "wide": model.layers["wide"]}
+    sweep = Sweep(model, network, layers, 2, 4)
+    assert set(input_sums(network, layers, 4)) == {"wide"}
+    sweep.feed(data, range(8), [None] * 8)
+    seen = {}
+    with Probe(network, {"wide": lambda output: seen.update(wide=output.clone())}) as probe, torch.no_grad():
+        probe(model.tensor(data))
+    total = seen["wide"].double().sum((2, 3))
+    np.testing.assert_allclose(sweep.block.total[:8, sweep.block.columns["wide"]], total, rtol=2e-5, atol=1e-3)
+
+
+def test_sums_are_read_off_the_input_only_where_that_is_smaller_and_says_the_same():
+    def chosen(**options):
+        network = _Pointwise(**options)
+        model = Model(network, InputContract("image", (3, 28, 28)))
+        return set(input_sums(network, dict(model.layers), 4))
+
+    assert chosen() == {"wide"}
+    assert chosen(stride=2) == chosen(padding=1) == chosen(groups=2) == set()
 
 
 def test_a_batch_size_fits_the_largest_map_and_nothing_else():

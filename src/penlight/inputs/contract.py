@@ -91,10 +91,8 @@ class InputContract:
 
     def normalize(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """(N, *shape) in [0, 1], or uint8 in 0…255, → float32 as the network sees it."""
-        mean, std = self.statistics()
         if batch.dtype == np.uint8 and batch.ndim > 2:  # looked up: one pass over the pictures instead of four
-            table = (np.arange(256, dtype=np.float32) / np.float32(255.0) - mean.reshape(-1, 1)) / std.reshape(-1, 1)
-            looked_up = np.empty(batch.shape, np.float32)
+            looked_up, table = np.empty(batch.shape, np.float32), self._table()
             for one, seen in zip(batch, looked_up, strict=True):
                 for plane, values, out in zip(one, table, seen, strict=True):
                     np.take(values, plane, out=out, mode="clip")
@@ -102,9 +100,27 @@ class InputContract:
         scaled = batch.astype(np.float32)
         if batch.dtype == np.uint8:
             scaled /= np.float32(255.0)
+        mean, std = self.statistics()
         scaled -= mean
         scaled /= std
         return scaled
+
+    def normalize_last(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """`normalize` of pictures (N, C, H, W) uint8, with the channels last in memory."""
+        count, channels, *size = batch.shape
+        found = np.empty((count, *size, channels), np.float32)
+        seen, table = np.empty(size, np.float32), self._table()
+        for one, out in zip(batch, found, strict=True):
+            for channel, plane in enumerate(one):
+                np.take(table[channel], plane, out=seen, mode="clip")
+                out[..., channel] = seen
+        return found.transpose(0, 3, 1, 2)
+
+    def _table(self) -> NDArray[np.float32]:
+        """(C, 256): every value of a pixel as the network sees it."""
+        mean, std = self.statistics()
+        pixels = np.arange(256, dtype=np.float32) / np.float32(255.0)
+        return (pixels - mean.reshape(-1, 1)) / std.reshape(-1, 1)
 
     def check(self, batch: NDArray[Any]) -> None:
         """`BadInput` unless (N, *shape), and in [0, 1] for an image."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,17 +49,17 @@ class Layer:
     alias_of: str | None = None
     inputs: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def axis(self) -> int:
         """The axis of the units in the output, batch axis counted; -1 where the output is one number an input."""
         return self.layout.find("C")
 
-    @property
+    @cached_property
     def units(self) -> int:
         """Number of units."""
         return self.shape[self.axis - 1] if self.axis > 0 else 1
 
-    @property
+    @cached_property
     def positions(self) -> tuple[int, ...]:
         """Sizes of the map's axes, () for neurons."""
         return tuple(n for a, n in enumerate(self.shape, 1) if a != self.axis) if self.axis > 0 else ()

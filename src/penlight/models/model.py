@@ -121,15 +121,21 @@ class Model:
 
     def box(self, path: str, position: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """(start, end) in input pixels, an entry an input axis, of what the unit at `position` sees; end exclusive, within the input."""
-        found = self.lines.get(path, ())
-        layer = self.layers[path]
-        whole = len(position) != len(layer.positions) or not position
-        if not found or whole:
+        positions = self.layers[path].positions
+        if not position or len(position) != len(positions):
             return tuple((0, n) for n in self.contract.size)
-        if len(position) == len(found):
-            return tuple((int(line.first[p]), int(line.last[p]) + 1) for line, p in zip(found, position, strict=True))
-        flat = int(np.ravel_multi_index(tuple(position), layer.positions))
-        return tuple((int(line.first[flat]), int(line.last[flat]) + 1) for line in found)
+        flat = np.ravel_multi_index(tuple(position), positions)
+        return tuple((int(start), int(end)) for start, end in self.boxes(path, np.array(flat)))
+
+    def boxes(self, path: str, flat: NDArray[Any]) -> NDArray[np.int64]:
+        """(*flat.shape, axes, 2): `box` of the units at flat positions of a layer's map."""
+        found, positions = self.lines.get(path, ()), self.layers[path].positions
+        if not found or not positions:
+            whole = np.array([(0, n) for n in self.contract.size], np.int64).reshape(-1, 2)
+            return np.broadcast_to(whole, (*flat.shape, *whole.shape)).copy()
+        along = np.unravel_index(flat, positions) if len(positions) == len(found) else [flat] * len(found)
+        spans = [np.stack([line.first[p], line.last[p] + 1], -1) for line, p in zip(found, along, strict=True)]
+        return np.stack(spans, -2)
 
     @cached_property
     def hash(self) -> str:
@@ -236,9 +242,14 @@ class Model:
                 output = output.softmax(1) if output.shape[1] > 1 else output.sigmoid()
         return output.float().cpu().numpy()
 
-    def tensor(self, inputs: NDArray[Any]) -> Tensor:
-        """(N, *shape) uint8 or in [0, 1] → normalised float32 on the network's device."""
-        return torch.from_numpy(self.contract.normalize(inputs)).to(self.device)
+    def tensor(self, inputs: NDArray[Any], *, channels_last: bool = False) -> Tensor:
+        """(N, *shape) uint8 or in [0, 1] → normalised float32 on the network's device.
+
+        channels_last: pictures given as uint8 may lie in memory that way, which is how `prepared` networks take them fastest.
+        """
+        last = channels_last and self.contract.kind == "image" and inputs.dtype == np.uint8 and inputs.ndim == 4
+        normalize = self.contract.normalize_last if last else self.contract.normalize
+        return torch.from_numpy(normalize(inputs)).to(self.device)
 
     def prepared(self, keep: Sequence[str] = ()) -> nn.Module:
         """A frozen copy made for speed (BatchNorm folded, channels-last), in which the layers `keep` still put out their own values."""

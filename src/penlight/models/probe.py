@@ -38,10 +38,19 @@ class Probe:
     of a module that is called several times. With `cut`, the pass stops after the last wanted layer and returns None. A layer that
     is not reached raises `CannotRun`. `LOGITS` reads the input of the softmax that makes the network's output. Passes on other
     threads are not touched. A reader that keeps a tensor must clone it: a later in-place operation writes into it.
+    `given` maps paths of `wanted` to what is called with the tensor that goes into their module, just before it runs.
     """
 
-    def __init__(self, network: nn.Module, wanted: Mapping[str, Reader], *, cut: bool = True) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        wanted: Mapping[str, Reader],
+        *,
+        cut: bool = True,
+        given: Mapping[str, Callable[[Tensor], None]] | None = None,
+    ) -> None:
         self.network = unwrap(network)
+        self._given = dict(given or {})
         self._wanted, self._cut = dict(wanted), cut and LOGITS not in wanted
         self._handles: list[Any] = []
         self._calls: dict[nn.Module, int] = {}
@@ -60,11 +69,21 @@ class Probe:
     def __enter__(self) -> Probe:
         for module in self._by_module:
             self._handles.append(module.register_forward_hook(self._hook))
+            if not self._given.keys().isdisjoint(self._by_module[module].values()):
+                self._handles.append(module.register_forward_pre_hook(self._before))
         return self
 
     def __exit__(self, *_: object) -> None:
         while self._handles:
             self._handles.pop().remove()
+
+    def _before(self, module: nn.Module, inputs: Any) -> None:
+        if self._thread != threading.get_ident():
+            return
+        path = self._by_module[module].get(self._calls.get(module, 0) + 1)
+        tensor = first_tensor(inputs)
+        if path in self._given and tensor is not None:
+            self._given[path](tensor)
 
     def _hook(self, module: nn.Module, _inputs: Any, output: Any) -> Any:
         if self._thread != threading.get_ident():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from torch import Tensor
 from penlight.errors import CannotRun
 from penlight.models import Layer
 from penlight.models.probe import Reader
+from penlight.techniques.survey.sums import InputSums
 
 _VECTOR = 32  # a reduction over rows runs at full speed where the rows are a multiple of this many numbers
 _SMALL = 1024  # positions, up to which a map is looked through whole
+_MANY = 4  # units of one input, from which on strips of its map are searched first
 _AT_ONCE = 64  # columns gathered whole in one go
 
 
@@ -39,6 +42,7 @@ class Block:
     batch: int
     device: torch.device
     bottom: bool = False
+    sums: Mapping[str, InputSums] = field(default_factory=dict)  # layers whose sums are read off their inputs
     columns: dict[str, slice] = field(init=False)
     peak: Tensor = field(init=False)  # (rows, T) float32
     total: Tensor = field(init=False)
@@ -69,7 +73,7 @@ class Block:
         ]
         make = _neurons if not layer.positions else _here if self.device.type == "cpu" else _there
         ceiling = None if self.ceiling is None else self.ceiling[columns]
-        read = make(layer, batch, self.floor[columns], ceiling)
+        read = make(layer, batch, self.floor[columns], ceiling, self.sums.get(path))
 
         def reader(output: Tensor) -> None:
             if len(output) != batch:
@@ -94,7 +98,9 @@ _Read = Callable[[Tensor, _Target], None]
 _Bound = NDArray[np.float32]
 
 
-def _neurons(layer: Layer, batch: int, floor: _Bound, ceiling: _Bound | None = None) -> _Read:
+def _neurons(
+    layer: Layer, batch: int, floor: _Bound, ceiling: _Bound | None = None, sums: InputSums | None = None
+) -> _Read:
     def read(output: Tensor, target: _Target) -> None:
         values = layer.units_first(output)
         target.peak.copy_(values)
@@ -103,7 +109,9 @@ def _neurons(layer: Layer, batch: int, floor: _Bound, ceiling: _Bound | None = N
     return read
 
 
-def _there(layer: Layer, batch: int, floor: _Bound, ceiling: _Bound | None = None) -> _Read:
+def _there(
+    layer: Layer, batch: int, floor: _Bound, ceiling: _Bound | None = None, sums: InputSums | None = None
+) -> _Read:
     """On an accelerator: places of everything, since asking which are needed would wait for the device."""
 
     def read(output: Tensor, target: _Target) -> None:
@@ -116,55 +124,80 @@ def _there(layer: Layer, batch: int, floor: _Bound, ceiling: _Bound | None = Non
     return read
 
 
-def _here(layer: Layer, batch: int, floor: _Bound, ceiling: _Bound | None = None) -> _Read:
+def _here(
+    layer: Layer, batch: int, floor: _Bound, ceiling: _Bound | None = None, sums: InputSums | None = None
+) -> _Read:
     """On the CPU: two passes that read at the cache's speed; places only of the peaks above `floor` or below `ceiling`.
 
     Whatever does not depend on the map is worked out here, once: there are many layers and the batches are small.
     """
     order = [a for a in range(len(layer.shape) + 1) if a != layer.axis] + [layer.axis]
-    units, places, width = layer.units, math.prod(layer.positions), layer.positions[-1]
-    flat_shape, strip_shape = (batch, places, units), (batch, places // width, width * units)
-    staged = len(layer.positions) > 1 and (places > _SMALL or units % _VECTOR != 0)
+    units, places = layer.units, math.prod(layer.positions)
+    flat_shape, folded_shape = (batch, places, units), _folded(batch, places, units)
+    shared = len(layer.positions) > 1 and places > _SMALL
+    strips = (places // layer.positions[-1], layer.positions[-1], units) if shared else None
 
     def read(output: Tensor, target: _Target) -> None:
         split = output.permute(order)  # units last, which is how channels-last maps lie in memory
-        stage = None
-        if not split.is_contiguous():
+        if folded_shape is not None and split.is_contiguous():
+            flat = split.view(flat_shape)
+            torch.amax(split.view(folded_shape).amax(1).view(batch, -1, units), 1, out=target.peak)
+        else:
             flat = split.flatten(1, -2)
             torch.amax(flat, 1, out=target.peak)
+        if sums is None:
+            torch.sum(flat, 1, out=target.total)
         else:
-            flat = split.view(flat_shape)
-            if staged:
-                stage = split.view(strip_shape).amax(1).view(batch, width, units)
-            torch.amax(flat if stage is None else stage, 1, out=target.peak)
-        torch.sum(flat, 1, out=target.total)
+            sums.into(flat, target.total)
         found = target.peaks > floor
         if ceiling is not None:
             found |= target.peaks < ceiling
         if found.any():
             rows, columns = found.nonzero()
-            stages = None if stage is None else stage.numpy()
-            target.places[rows, columns] = _places(flat.numpy(), stages, target.peaks[rows, columns], rows, columns)
+            target.places[rows, columns] = _places(flat, strips, target.peaks[rows, columns], rows, columns)
 
     return read
 
 
-def _places(flat: Any, stage: Any, peaks: Any, rows: Any, columns: Any) -> NDArray[np.intp]:
-    """First flat positions of the peaks of some (row, unit) pairs in a map (N, P, C).
+def _folded(batch: int, places: int, units: int) -> tuple[int, int, int] | None:
+    """The shape of a map in which some neighbouring positions count as one with more units, where that makes reductions faster."""
+    fold = _VECTOR // math.gcd(units, _VECTOR)
+    return (batch, places // fold, fold * units) if fold > 1 and places % fold == 0 else None
 
-    `stage` (N, B, C), the maxima over all but the last axis of the map, tells which of B strips holds the peak, so that P / B numbers
-    are looked at instead of P. Where two strips hold it, the whole map decides which comes first.
+
+def _places(flat: Tensor, strips: tuple[int, int, int] | None, peaks: Any, rows: Any, columns: Any) -> NDArray[np.intp]:
+    """First flat positions of the peaks of some (row, unit) pairs, in order of rows, in a map (N, P, C).
+
+    `strips` is (P / B, B, C) where B strips of a large map are to share the search: where many units of an input ask, the maxima over
+    each strip are found first, so that P / B + B numbers are looked at for each instead of P.
     """
-    if stage is None or flat.shape[1] <= _SMALL:
-        return _first(flat, peaks, rows, columns)
-    hits = stage[rows, :, columns] == peaks[:, None]
-    strip, width = hits.argmax(1), stage.shape[1]
-    strips = flat.reshape(len(flat), -1, width, flat.shape[2])
-    places = (strips[rows, :, strip, columns] == peaks[:, None]).argmax(1) * width + strip
-    tied = hits.sum(1) > 1
+    values = flat.numpy()
+    if strips is None:
+        return _first(values, peaks, rows, columns)
+    places = np.empty(len(rows), np.intp)
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    for start, stop in pairwise([*starts.tolist(), len(rows)]):
+        part, row = slice(start, stop), int(rows[start])
+        if stop - start < _MANY:
+            places[part] = _first(values, peaks[part], rows[part], columns[part])
+        else:
+            places[part] = _in_strips(flat[row], strips, peaks[part], columns[part])
+    return places
+
+
+def _in_strips(flat: Tensor, strips: tuple[int, int, int], peaks: Any, columns: Any) -> NDArray[np.intp]:
+    """First flat positions of the peaks of some units in one map (P, C); where two strips hold a peak, the whole map decides."""
+    height, width, units = strips
+    stage = flat.reshape(height, width * units).amax(0).view(width, units).numpy()
+    hits = stage[:, columns] == peaks
+    strip = hits.argmax(0)
+    values = flat.numpy()
+    within = values.reshape(strips)[:, strip, columns] == peaks
+    places: NDArray[np.intp] = within.argmax(0) * width + strip
+    tied = hits.sum(0) > 1
     if tied.any():
-        places[tied] = _first(flat, peaks[tied], rows[tied], columns[tied])
-    return places  # type: ignore[no-any-return]
+        places[tied] = (values[:, columns[tied]] == peaks[tied]).argmax(0)
+    return places
 
 
 def _first(flat: Any, peaks: Any, rows: Any, columns: Any) -> NDArray[np.intp]:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+_WIDTHS = (1, 3, 8)  # newcomers
+_AT_ONCE = 8192  # units
 
 
 class Ranking:
@@ -23,33 +29,55 @@ class Ranking:
     def enter(
         self, values: NDArray[np.float32], place: NDArray[np.int32], index: NDArray[np.int64]
     ) -> NDArray[np.intp]:
-        """Insert what of (n, T) exceeds the floor, the first newcomer of every unit at once, then the second, …
+        """Insert what of (n, T) exceeds the floor; returns the rows of which anything entered."""
+        above = values > np.ascontiguousarray(self.floor)
+        columns = np.flatnonzero(above.any(0))
+        if not len(columns):
+            return columns
+        place_in_columns, rows = np.nonzero(np.ascontiguousarray(above[:, columns].T))
+        units = columns[place_in_columns]
+        count = np.bincount(units, minlength=self.units)
+        turn = np.arange(len(units)) - np.repeat(np.cumsum(count) - count, count)  # a unit's newcomers are numbered
+        least = 0
+        for most in (
+            *_WIDTHS,
+            len(values),
+        ):  # units with about as many newcomers at once, so that few places stay empty
+            chosen = np.flatnonzero((count > least) & (count <= most))
+            for start in range(0, len(chosen), _AT_ONCE):
+                part = chosen[start : start + _AT_ONCE]
+                line = np.full(self.units, -1)
+                line[part] = np.arange(len(part))
+                here = np.flatnonzero(line[units] >= 0)
+                new = rows[here], units[here]
+                at = line[new[1]], turn[here]
+                self._merge(part, min(most, len(values)), at, (values[new], index[new[0]], place[new]))
+            least = most
+        return np.flatnonzero(above.any(1))
 
-        Returns the rows of which anything entered.
-        """
-        found = np.flatnonzero(values > np.ascontiguousarray(self.floor))
-        rows, units = np.divmod(found, self.units)
-        newcomers = np.flatnonzero(np.bincount(rows, minlength=1))
-        order = np.argsort(units, kind="stable")
-        rows, units = rows[order], units[order]
-        first = np.flatnonzero(np.diff(units, prepend=-1))  # where each unit's newcomers begin
-        while len(first):
-            self._insert(
-                units[first], values[rows[first], units[first]], place[rows[first], units[first]], index[rows[first]]
-            )
-            following = first + 1
-            inside = following < len(units)
-            first = following[inside][units[following[inside]] == units[first[inside]]]
-        return newcomers
+    def _merge(
+        self, units: NDArray[np.intp], most: int, at: tuple[NDArray[np.intp], NDArray[np.intp]], new: Sequence[NDArray[Any]]
+    ) -> None:  # fmt: skip
+        """Values, indices and places of newcomers, up to `most` a unit, put behind the lists of `units` at (unit, turn); then in order."""
+        kept: list[NDArray[Any]] = [self.value, self.index, self.place]
+        whole = []
+        for old, entering, empty in zip(kept, new, (-np.inf, -1, 0), strict=True):
+            wide = np.full((len(units), self.length + most), empty, old.dtype)
+            wide[:, : self.length] = old[units]
+            wide[at[0], self.length + at[1]] = entering
+            whole.append(wide)
+        order = _descending(whole[0], self.length)
+        for old, wide in zip(kept, whole, strict=True):
+            old[units] = np.take_along_axis(wide, order, 1)
 
-    def _insert(
-        self, units: NDArray[np.intp], values: NDArray[np.float32], place: NDArray[np.int32], index: NDArray[np.int64]
-    ) -> None:
-        """One newcomer for each of some units; where it is not above the last one it drops out at the end again."""
-        own = self.value[units]
-        rank = (own >= values[:, None]).sum(1, keepdims=True)  # behind those that are equal, which came earlier
-        at = np.arange(self.length)
-        source = np.where(at > rank, at - 1, at)
-        here = at == rank
-        for kept, new in ((self.value, values), (self.index, index), (self.place, place)):
-            kept[units] = np.where(here, new[:, None], np.take_along_axis(kept[units], source, 1))
+
+def _descending(values: NDArray[np.float32], length: int) -> NDArray[np.int64]:
+    """(U, length) columns of the highest of (U, m) in order; of equal ones the first column stands first.
+
+    One sort of whole numbers, value above column: as a float's bits rise with its value, but for the sign.
+    """
+    bits = (values + np.float32(0)).view(np.int32)  # -0 becomes 0, which is equal
+    rising = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    keys = (~rising).astype(np.int64) << 32 | np.arange(values.shape[1])
+    keys.sort(axis=1)
+    return keys[:, :length] & 0xFFFFFFFF

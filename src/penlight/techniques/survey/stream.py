@@ -232,12 +232,7 @@ def _boxes(model: Model, layer: Layer, place: NDArray[np.int32], filled: NDArray
     """(U, k, 4) top, left, bottom, right of what is seen at flat positions; (U, k, 0) where inputs are no pictures."""
     if model.contract.kind != "image":
         return np.zeros((*place.shape, 0), np.int32)
-    different, which = np.unique(place, return_inverse=True)
-    table = np.zeros((len(different), 4), np.int32)
-    for row, flat in enumerate(different.tolist()):
-        position = tuple(int(p) for p in np.unravel_index(flat, layer.positions)) if layer.positions else ()
-        (top, bottom), (left, right) = model.box(layer.path, position)
-        table[row] = top, left, bottom, right
-    boxes = table[which.reshape(place.shape)]
+    (top, bottom), (left, right) = np.moveaxis(model.boxes(layer.path, place), (-2, -1), (0, 1))
+    boxes = np.stack([top, left, bottom, right], -1).astype(np.int32)
     boxes[~filled] = 0
     return boxes

@@ -15,6 +15,7 @@ from penlight.inputs import Batch, Data, batches
 from penlight.models import Layer, Model, Probe
 from penlight.techniques.survey.block import Block
 from penlight.techniques.survey.scores import Scores
+from penlight.techniques.survey.sums import input_sums
 from penlight.techniques.survey.tally import Tally
 
 ROWS = 32  # inputs between two merges
@@ -38,8 +39,9 @@ class Sweep:
         self._model, self._network, self.batch = model, network, batch or fitting(layers, model.device)
         rows = -(-max(ROWS, self.batch) // self.batch) * self.batch
         with torch.inference_mode():
-            self.block = Block(layers, rows, self.batch, model.device, bool(bottom))
-            self._readers = self.block.readers()
+            sums = input_sums(network, layers, self.batch)
+            self.block = Block(layers, rows, self.batch, model.device, bool(bottom), sums)
+            self._readers, self._given = self.block.readers(), {path: one.note for path, one in sums.items()}
         self.tally = Tally(self.block.peak.shape[1], top, classes, bottom, scores)
 
     @property
@@ -51,10 +53,12 @@ class Sweep:
         """Read inputs (n, *shape), uint8 or in [0, 1], whose rising indices lie between two multiples of `rows`."""
         block = self.block
         slots = np.asarray(index) % self.rows
-        with torch.inference_mode(), Probe(self._network, self._readers) as probe:
+        with torch.inference_mode(), Probe(self._network, self._readers, given=self._given) as probe:
             for block.step in np.unique(slots // self.batch).tolist():
                 here = slots // self.batch == block.step
-                probe(self._model.tensor(_placed(inputs[here], slots[here] % self.batch, self.batch)))
+                probe(
+                    self._model.tensor(_placed(inputs[here], slots[here] % self.batch, self.batch), channels_last=True)
+                )
             self.tally.add(
                 _chosen(block.peak, slots), _chosen(block.total, slots), _chosen(block.place, slots), index, classes
             )
