@@ -9,7 +9,8 @@ convolution's output as it is in that network, that is, with its BatchNorm folde
 on the same 32 pictures; medians. `start` is the share in the first blocks, when every input still enters some list; `share` the one
 after `warm` pictures, when few do; `long run` the one with the same pictures once more, when none does, as far into a large data set.
 `twins` is the share of a whole survey as a user starts it, with the search for nearly equal pictures on, statistics, reading and
-its first blocks included, against the bare pass over the same pictures (goal .75).
+its first blocks included, against the bare pass over the same pictures. `duplicates` is the share of the pass in which `diagnose` reads
+what its verdicts need, the correlations that show duplicate units included, as for 500 and for 5,000 pictures (goal .75 for both).
 With --memory, the peak that Python and NumPy allocate for 500 and for 5,000 inputs, as well.
 """
 
@@ -32,8 +33,10 @@ from numpy.typing import NDArray
 
 from penlight.inputs import InputContract
 from penlight.models import Model
+from penlight.models.places import places
 from penlight.models.sources.vision import import_torchvision
 from penlight.techniques.contract import Request
+from penlight.techniques.diagnose.tally import Census, enough, fitting
 from penlight.techniques.survey.stream import Stream
 from penlight.techniques.survey.sweep import Sweep
 
@@ -113,6 +116,24 @@ def measure(name: str, warm: int, blocks: int) -> dict[str, Any]:
     }
 
 
+def census(name: str, inputs: int, rounds: int) -> float:
+    """Share of the bare pass's speed that the reading for a diagnosis of so many inputs keeps; medians of turns."""
+    model, rng = Model(build(name).prepared(), CONTRACT), np.random.default_rng(2)
+    network, given = model.prepared(), pictures(rng)
+    paths = [path for path, layer in model.layers.items() if layer.kind in ("Conv2d", "Conv2dSame")]
+    seen = places(model, paths, network)
+    batch, counted = fitting(model, seen), Census(model, network, seen, enough(inputs), 0)
+    tensor = model.tensor(given).contiguous(memory_format=torch.channels_last)
+    trials = {size: min(seconds(bare, network, tensor, size) for _ in range(3)) for size in (1, 2, 4, 8)}
+    best = min(trials, key=lambda size: trials[size])
+
+    def feed() -> None:
+        counted.feed([given[start : start + batch] for start in range(0, BLOCK, batch)])
+
+    feed()
+    return round(statistics.median(seconds(bare, network, tensor, best) / seconds(feed) for _ in range(rounds)), 3)
+
+
 class Held:
     """Pictures in memory, so that reading costs nothing."""
 
@@ -137,7 +158,9 @@ class Held:
 def whole(name: str, count: int, rounds: int) -> float:
     """Share of the bare pass's speed that a whole survey with the search for twins keeps; medians of turns."""
     rng = np.random.default_rng(1)
-    model = Model(build(name).prepared(), CONTRACT)  # whose convolutions put out, when surveyed too, what the bare pass computes
+    model = Model(
+        build(name).prepared(), CONTRACT
+    )  # whose convolutions put out, when surveyed too, what the bare pass computes
     inputs = np.concatenate([pictures(rng) for _ in range(count // BLOCK)])
     layers = [path for path, layer in model.layers.items() if layer.kind in ("Conv2d", "Conv2dSame")]
     network, data = model.prepared(), Held(inputs)
@@ -200,18 +223,21 @@ def main() -> None:
     report: dict[str, Any] = {"benchmark": "survey", "networks": [measure(name, warm, blocks) for name in GOALS]}
     for row in report["networks"]:
         row["twins"] = whole(row["network"], 64 if given.quick else 512, 1 if given.quick else 3)
+        row["duplicates"] = {count: census(row["network"], count, 3 if given.quick else 15) for count in (500, 5000)}
     if given.memory:
         report["peak_mb"] = memory((100, 400) if given.quick else (500, 5000))
     if given.json:
         print(json.dumps(report))
         return
     print(
-        f"{'network':12} {'units':>6} {'bare/s':>8} {'survey/s':>9} {'start':>6} {'share':>6} {'long run':>8} {'goal':>5} {'twins':>6}"
+        f"{'network':12} {'units':>6} {'bare/s':>8} {'survey/s':>9} {'start':>6} {'share':>6} {'long run':>8} {'goal':>5}"
+        f" {'twins':>6} {'duplicates':>10}"
     )
     for row in report["networks"]:
         print(
             f"{row['network']:12} {row['units']:6} {row['bare_per_s']:8.1f} {row['survey_per_s']:9.1f}"
             f" {row['start']:6.2f} {row['share']:6.2f} {row['long_run']:8.2f} {row['goal']:5.2f} {row['twins']:6.2f}"
+            f" {' '.join(f'{share:.2f}' for share in row['duplicates'].values()):>10}"
         )
     for count, peak in report.get("peak_mb", {}).items():
         print(f"peak memory with {count} inputs: {peak} MB")

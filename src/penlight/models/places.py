@@ -209,23 +209,20 @@ def rectifier(step: Step) -> Rectifier | None:
     return Rectifier(usual.get((bottom, top), name), bottom, top, bottom == 0.0)
 
 
-Visit = Callable[
-    [str, Tensor, Tensor], Tensor | None
-]  # path, before the rectifier, after it (the same where there is none)
+Visit = Callable[[str, Tensor], Tensor | None]  # path, after the rectifier
 Earlier = Callable[[str, Tensor], Tensor]  # path, before the rectifier
 
 
 class Following(TorchFunctionMode):
     """During a pass, calls `visit` where the rest of the network sees each layer's units; a tensor it returns takes their place.
 
-    `earlier` may replace what goes into the rectifier. `reads_before` says whether `visit` needs that after an in-place rectifier.
+    `earlier` is called first, with what goes into the rectifier, or where there is none with the same as `visit`; what it returns
+    takes its place.
     """
 
-    def __init__(
-        self, places: Mapping[str, Place], visit: Visit, earlier: Earlier | None = None, reads_before: bool = True
-    ) -> None:
+    def __init__(self, places: Mapping[str, Place], visit: Visit, earlier: Earlier | None = None) -> None:
         super().__init__()
-        self.places, self._visit, self._earlier, self._reads_before = places, visit, earlier, reads_before
+        self.places, self._visit, self._earlier = places, visit, earlier
         self._live: dict[int, tuple[Tensor, Place, int]] = {}
 
     def reader(self, path: str) -> Callable[[Tensor], Tensor | None]:
@@ -236,11 +233,19 @@ class Following(TorchFunctionMode):
             if place.steps:
                 self._live[id(output)] = (output, place, 0)
                 return None
-            changed = output if self._earlier is None else self._earlier(path, output)
-            after = self._visit(path, changed, changed)
+            with torch._C.DisableTorchFunction():  # what is read is no part of the pass
+                changed = output if self._earlier is None else self._earlier(path, output)
+                after = self._visit(path, changed)
             return after if after is not None else None if changed is output else changed
 
         return read
+
+    def readers(self, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What a probe has to call with the layers' own outputs, and `wanted` as well."""
+        found: dict[str, Any] = {path: self.reader(path) for path in self.places}
+        for path, reader in (wanted or {}).items():
+            found[path] = _both(found[path], reader) if path in found else reader
+        return found
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -251,18 +256,17 @@ class Following(TorchFunctionMode):
         del self._live[id(first)]
         _, place, number = found
         last = number + 1 == len(place.steps)
-        if last and place.rectifier is not None and args:
+        if last and place.rectifier is not None:
             changed = first if self._earlier is None else self._earlier(place.path, first)
-            before = changed.clone() if self._reads_before else changed
-            output = func(changed, *args[1:], **kwargs)
+            output = func(changed, *args[1:], **kwargs) if args else func(**{**kwargs, "input": changed})
         else:
-            output = before = func(*args, **kwargs)
+            output = func(*args, **kwargs)
             if last and self._earlier is not None:
-                output = before = self._earlier(place.path, output)
+                output = self._earlier(place.path, output)
         if not last:
             self._live[id(output)] = (output, place, number + 1)
             return output
-        after = self._visit(place.path, before, output)
+        after = self._visit(place.path, output)
         return output if after is None else after
 
 
@@ -270,10 +274,7 @@ def pass_through(
     network: nn.Module, follow: Following, x: Tensor, wanted: Mapping[str, Any] | None = None, cut: bool = False
 ) -> Any:
     """One pass with `follow` at work; `wanted` are further readers, as `Probe` takes them."""
-    readers: dict[str, Any] = {path: follow.reader(path) for path in follow.places}
-    for path, reader in (wanted or {}).items():
-        readers[path] = _both(readers[path], reader) if path in readers else reader
-    with Probe(network, readers, cut=cut) as probe, follow:
+    with Probe(network, follow.readers(wanted), cut=cut) as probe, follow:
         return run(probe, x)  # type: ignore[arg-type]
 
 
@@ -336,9 +337,8 @@ def run_patched(network: nn.Module, places: Mapping[str, Place], patches: Mappin
     """The network's output with the patches in force."""
     follow = Following(
         {path: places[path] for path in patches},
-        lambda path, _before, after: patches[path].after(after, places[path].layout),
+        lambda path, after: patches[path].after(after, places[path].layout),
         lambda path, before: patches[path].before(before, places[path].layout),
-        reads_before=False,
     )
     return pass_through(network, follow, x, wanted)
 

@@ -36,12 +36,12 @@ def portrait_verdict(
 
 @dataclass(frozen=True, eq=False)
 class LayerHealth:
-    """What one layer's U units do, over all inputs and positions, where the rest of the network sees them.
+    """What one layer's U units do, over all inputs, where the rest of the network sees them.
 
-    share      (U,) share of inputs and positions above zero, before the rectifier
+    share      (U,) share of inputs and sampled positions above zero, before the rectifier
     fired      (U,) share of inputs with any position above zero
     high, low  (U,) largest and smallest value before the rectifier
-    full       (U,) share of inputs and positions at the rectifier's upper limit; 0 where it has none
+    full       (U,) share of inputs and sampled positions at the rectifier's upper limit; 0 where it has none
     mean       (U,) after the rectifier
     effect     (U, 2) mean change of loss and of accuracy when the unit alone goes, on `tried` inputs
     """

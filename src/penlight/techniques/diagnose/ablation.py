@@ -196,12 +196,12 @@ class Bench:
         """(N · chosen, classes): the chosen units in turn, in one pass."""
         seen: list[Tensor] = []
 
-        def visit(_path: str, _before: Tensor, after: Tensor) -> Tensor:
+        def visit(_path: str, after: Tensor) -> Tensor:
             return spread.start(after, place.layout, chosen, held)
 
         wanted = {} if self._class_layer is None else {self._class_layer: seen.append}
         with spread:
-            output = pass_through(self._network, Following({place.path: place}, visit, reads_before=False), x, wanted)
+            output = pass_through(self._network, Following({place.path: place}, visit), x, wanted)
         last = seen[-1] if seen else first_tensor(output)
         assert last is not None
         return self._flat(spread.finished(last)).clone()

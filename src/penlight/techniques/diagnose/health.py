@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from penlight.techniques.diagnose.ablation import Bench, Cut, find_truth
 from penlight.techniques.diagnose.bootstrap import interval
 from penlight.techniques.diagnose.excess import Order, Sample, most, ordered, participation, together
 from penlight.techniques.diagnose.judging import FEWEST, Judged, Thresholds, judge, pictured
-from penlight.techniques.diagnose.tally import Census, Tallied
+from penlight.techniques.diagnose.tally import Census, Tallied, enough, fitting
 from penlight.techniques.options import option, provenance
 
 CAN_GO = "can go"
@@ -31,7 +31,6 @@ _WORK = 1e12  # multiply-adds of one unit of the option `effort`
 _TRIES = 7  # passes a layer that the search for what can go takes, about
 _FEWEST_TRIED = 20
 _SHRINK = 0.85  # of what was to go, when all of the data says it is too much
-_CACHE, _LARGEST = 20e6, 64  # bytes of a batch's largest map, and inputs, of one pass
 Numbers = NDArray[np.float64]
 
 
@@ -50,6 +49,7 @@ class Health(Technique):
     paper: ClassVar[str] = (
         "ablation: Morcos et al. 2018, arXiv:1803.06959; participation ratio: Gao et al. 2017, bioRxiv 214262; bootstrap: Efron 1979"
     )
+    version: ClassVar[int] = 2
     reads_data: ClassVar[bool] = True
 
     rare: float = option(0.01, "nearly dead: fires on less than this share of the inputs", low=0.0, high=1.0)
@@ -67,7 +67,10 @@ class Health(Technique):
         0.2, "unstable, static: pictures of different starts are less alike than this", low=-1.0, high=1.0
     )
     positions: int = option(
-        64, "positions of a map that correlations are read at, drawn for each input", low=1, high=4096
+        0,
+        "positions of a map that shares and correlations are read at, drawn for each input; 0: 64, fewer where 8192 in all will do",
+        low=0,
+        high=4096,
     )
     drop: float = option(
         0.005,
@@ -109,10 +112,7 @@ class _Examination:
         self._network = self._model.prepared(keep=layers)
         layers = _readable(self._model, self._network, layers, strict=bool(request.layers))
         self._places: dict[str, Place] = places(self._model, layers, self._network)
-        largest = max(
-            max(place.room, 4.0 * float(np.prod(self._model.layers[p].shape))) for p, place in self._places.items()
-        )
-        self._batch = health.batch or int(np.clip(_CACHE // largest, 1, _LARGEST))
+        self._batch = health.batch or fitting(self._model, self._places)
         self._truth = find_truth(self._model, data)
         self._bench = Bench(self._model, self._network, self._places, self._truth)
         self._skipped: list[tuple[str, str]] = []
@@ -177,13 +177,24 @@ class _Examination:
         )
 
     def _census(self) -> dict[str, Tallied]:
-        census = Census(self._model, self._network, self._places, self._health.positions, self._request.seed)
+        census = Census(
+            self._model,
+            self._network,
+            self._places,
+            self._health.positions or enough(len(self._data)),
+            self._request.seed,
+        )
         read = 0
-        for batch in batches(self._data, self._batch):
-            self._skipped += [(name, reason) for _, name, reason in batch.skipped]
-            if batch.index:
-                census.feed(batch.inputs)
-                read += len(batch.index)
+
+        def inputs() -> Iterator[NDArray[Any]]:
+            nonlocal read
+            for batch in batches(self._data, self._batch):
+                self._skipped += [(name, reason) for _, name, reason in batch.skipped]
+                if batch.index:
+                    read += len(batch.index)
+                    yield batch.inputs
+
+        census.feed(inputs())
         if not read:
             raise BadInput(
                 f"not one of the {len(self._data)} inputs of {self._data.name} can be read; the first: {self._skipped[0][1]}"

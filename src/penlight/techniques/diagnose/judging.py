@@ -107,8 +107,8 @@ def _activity(
     words: dict[str, str],
 ) -> None:
     hard = rectifier is not None and rectifier.hard
-    if (hard and found.share[u] == 0) or (_constant(found, u) and found.high[u] <= 0):
-        told["dead"] = float(found.share[u])
+    if (hard and found.fired[u] == 0) or (_constant(found, u) and found.high[u] <= 0):
+        told["dead"] = float(found.fired[u])
         words["dead"] = f"its largest value is {found.high[u]:.3g}"
         return
     if _constant(found, u):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from penlight.models import Model
-from penlight.models.layers import units_first
-from penlight.models.places import Following, Place, Rectifier, pass_through
+from penlight.models import Model, Probe
+from penlight.models.layers import run
+from penlight.models.places import Following, Place, Rectifier
+from penlight.techniques.reductions import highest, lowest, units_last
 
 _TABLE = 64  # different samples of positions, taken in turn
+_SAMPLES, _MOST = 8192, 64  # of a layer: what correlations need, and what one input's map is asked for
+_FEWER = 4  # times, samples after the rectifier: they only tell how many directions are used
+_CACHE, _LARGEST = 20e6, 64  # bytes of a batch's largest map, and inputs, of one pass
+_ROWS, _BLOCK = 256, 256  # samples in one product, and units on its left side
 _NEAR = 0.01  # of the way between its limits: how near its upper limit a soft rectifier counts as saturated
 Numbers = NDArray[np.float64]
 
@@ -24,10 +29,10 @@ Numbers = NDArray[np.float64]
 class Tallied:
     """What one layer's units did; U units. `before` and `after` are the rectifier's input and output, the same where there is none.
 
-    share      (U,) of all inputs and positions where `before` is above zero
+    share      (U,) of inputs and sampled positions where `before` is above zero
     fired      (U,) share of inputs with any position above zero
     high, low  (U,) largest and smallest `before`; `own` (U,) largest value of the layer's own output
-    full       (U,) share of inputs and positions at the rectifier's upper limit
+    full       (U,) share of inputs and sampled positions at the rectifier's upper limit
     mean       (U,) of `after`, over inputs and positions
     spread     (U,) standard deviation of `before` over the sampled positions
     kin        (U, U) covariance of `before` there; `seen` that of `after`; `centre` (U,) mean of `before` there
@@ -49,95 +54,157 @@ class Tallied:
 
 
 class Tally:
-    """Sums of one layer."""
+    """Sums of one layer, fed batch by batch: `see` where the layer puts out something else than `before`, then `before`, then `after`.
+
+    Of a map's positions some are sampled, drawn anew for each input by its number in the data: `places` of them, fewer of `after`.
+    """
 
     def __init__(
         self, units: int, layout: str, rectifier: Rectifier | None, places: int, seed: tuple[int, ...]
     ) -> None:
-        self._layout, self._rectifier, self._places, self._seed = layout, rectifier, places, seed
-        self._table: Tensor | None = None
+        self._layout, self._places, self._seed = layout, places, seed
+        self._edge = _edge(rectifier)
+        self._tables: dict[int, NDArray[np.int64]] = {}
+        self._rows: dict[tuple[int, int, int, int], Tensor] = {}
+        self._number = 0  # of the batch's first input
         self.inputs = self.positions = self.samples = 0
-        self._sums = {name: np.zeros(units) for name in ("above", "fired", "full", "after")}
-        self._high, self._low, self._own = (np.full(units, sign * np.inf) for sign in (-1, 1, -1))
-        self._moments = {name: (np.zeros(units), np.zeros((units, units))) for name in ("before", "after")}
-        self._shift: dict[str, Tensor] = {}
+        self._above, self._full, self._fired = (torch.zeros(units, dtype=torch.int64) for _ in range(3))
+        self._after = torch.zeros(units, dtype=torch.float64)
+        self._high, self._low, self._own = (torch.full((units,), sign * torch.inf) for sign in (-1, 1, -1))
+        self._kin, self._seen = Moments(units), Moments(units)
 
     def see(self, output: Tensor) -> None:
         """The layer's own output."""
-        peak = (
-            units_first(output, self._layout).flatten(2).amax(2)
-            if output.ndim > 2
-            else units_first(output, self._layout)
-        )
-        self._own = np.maximum(self._own, peak.amax(0).cpu().double().numpy())
+        peak = highest(units_last(output, self._layout)).amax(0)
+        self._own = torch.maximum(self._own, peak.float().cpu())
 
-    def add(self, before: Tensor, after: Tensor) -> None:
-        """A batch where the rest of the network sees it, the next `len(before)` inputs of the data."""
-        if before.device.type == "mps":  # which has no double precision
-            before, after = before.cpu(), after.cpu()
-        given, seen = (units_first(one, self._layout).reshape(len(one), one.shape[self._layout.find("C")] if "C" in self._layout else 1, -1)
-                       for one in (before, after))  # fmt: skip
-        positive = given > 0
-        self._sums["above"] += positive.sum((0, 2)).double().cpu().numpy()
-        self._sums["fired"] += positive.any(2).sum(0).double().cpu().numpy()
-        self._high = np.maximum(self._high, given.amax((0, 2)).double().cpu().numpy())
-        self._low = np.minimum(self._low, given.amin((0, 2)).double().cpu().numpy())
-        self._sums["after"] += seen.sum((0, 2), dtype=torch.float64).cpu().numpy()
-        if self._rectifier is not None and self._rectifier.high is not None:
-            edge = (
-                self._rectifier.high
-                if self._rectifier.hard
-                else self._rectifier.high - _NEAR * (self._rectifier.high - (self._rectifier.low or 0.0))
-            )
-            self._sums["full"] += (seen >= edge).sum((0, 2)).double().cpu().numpy()
-        self._sample("before", given)
-        self._sample("after", seen)
-        self.samples += len(given) * min(self._places, given.shape[2])
-        self.positions += len(given) * given.shape[2]
-        self.inputs += len(given)
+    def before(self, output: Tensor) -> None:
+        """What the rest of the network sees of the next `len(output)` inputs of the data, before the rectifier."""
+        flat = units_last(output, self._layout)
+        self._number = self.inputs
+        peak = highest(flat).float().cpu()
+        self._fired += (peak > 0).sum(0)
+        self._high = torch.maximum(self._high, peak.amax(0))
+        self._low = torch.minimum(self._low, lowest(flat).amin(0).float().cpu())
+        sampled = self._sampled(flat, self._places)
+        self._above += (sampled > 0).sum(0).cpu()
+        self._kin.add(sampled)
+        self.samples += len(sampled)
+        self.inputs += len(flat)
+        self.positions += len(flat) * flat.shape[1]
 
-    def _sample(self, name: str, values: Tensor) -> None:
-        """Adds to the second moments at positions drawn anew for each input, by its number in the data."""
-        count, units, size = values.shape
-        if size > self._places:
-            if self._table is None or int(self._table.max()) >= size:
-                rng = np.random.default_rng([*self._seed, size])
-                self._table = torch.from_numpy(
-                    np.stack([rng.choice(size, self._places, False) for _ in range(_TABLE)])
-                ).to(values.device)
-            rows = self._table[torch.arange(self.inputs, self.inputs + count, device=values.device) % _TABLE]
-            values = values.gather(2, rows[:, None].expand(-1, units, -1))
-        flat = values.transpose(1, 2).reshape(-1, units).double()
-        shift = self._shift.setdefault(name, flat.mean(0))  # near the mean, so that squares do not cancel
-        flat = flat - shift
-        first, second = self._moments[name]
-        first += flat.sum(0).cpu().numpy()
-        second += (flat.T @ flat).cpu().numpy()
+    def after(self, output: Tensor) -> None:
+        """The same inputs after the rectifier."""
+        flat = units_last(output, self._layout)
+        self._after += flat.sum(1).cpu().double().sum(0)
+        if self._edge is not None:
+            self._full += (self._sampled(flat, self._places) >= self._edge).sum(0).cpu()
+        self._seen.add(self._sampled(flat, -(-self._places // _FEWER)))
+
+    def _sampled(self, flat: Tensor, count: int) -> Tensor:
+        """(n, units) float32: the values at `count` positions of each input of (N, P, units), at all if there are no more."""
+        size = flat.shape[1]
+        if size <= count:
+            return flat.flatten(0, 1).float()
+        key = (self._number % _TABLE, len(flat), size, count)
+        if key not in self._rows:
+            self._rows[key] = self._drawn(*key).to(flat.device)
+        return flat.flatten(0, 1).index_select(0, self._rows[key]).float()
+
+    def _drawn(self, number: int, inputs: int, size: int, count: int) -> Tensor:
+        """Rows of (inputs · size): `count` of each input's, the first ones of a larger count the same."""
+        if size not in self._tables:
+            rng = np.random.default_rng([*self._seed, size])
+            self._tables[size] = np.stack([rng.choice(size, min(size, self._places), False) for _ in range(_TABLE)])
+        table = self._tables[size][:, :count]
+        rows = table[(number + np.arange(inputs)) % _TABLE] + size * np.arange(inputs)[:, None]
+        return torch.from_numpy(rows.reshape(-1))
 
     def done(self) -> Tallied:
         """The sums as shares, means and covariances."""
-        positions, samples = max(self.positions, 1), max(self.samples, 1)
-        found = {}
-        for name, (first, second) in self._moments.items():
-            mean = first / samples
-            found[name] = (mean, second / samples - np.outer(mean, mean))
-        shift = self._shift["before"].cpu().numpy()
-        kin = found["before"][1]
+        inputs, positions, samples = (max(n, 1) for n in (self.inputs, self.positions, self.samples))
+        (centre, kin), (_, seen) = self._kin.done(), self._seen.done()
+        high, low, own = (one.double().numpy() for one in (self._high, self._low, self._own))
         return Tallied(
             self.inputs,
             self.samples,
-            self._sums["above"] / positions,
-            self._sums["fired"] / max(self.inputs, 1),
-            self._high,
-            self._low,
-            self._own,
-            self._sums["full"] / positions,
-            self._sums["after"] / positions,
-            found["before"][0] + shift,
+            self._above.numpy() / samples,
+            self._fired.numpy() / inputs,
+            high,
+            low,
+            np.where(np.isfinite(own), own, high),
+            self._full.numpy() / samples,
+            self._after.numpy() / positions,
+            centre,
             np.sqrt(np.maximum(np.diag(kin), 0.0)),
             kin,
-            found["after"][1],
+            seen,
         )
+
+
+class Moments:
+    """Mean and covariance of U numbers, from rows (n, U) float32 that are gathered until a product of them pays."""
+
+    def __init__(self, units: int) -> None:
+        self._waiting: list[Tensor] = []
+        self._shift: Tensor | None = None  # near the mean, so that squares do not cancel
+        self._rows = 0
+        self._first, self._second = np.zeros(units), np.zeros((units, units))
+
+    def add(self, rows: Tensor) -> None:
+        """Count rows, which may be views into memory that is written to later."""
+        self._waiting.append(rows.clone())
+        if sum(map(len, self._waiting)) >= _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        rows = torch.cat(self._waiting)
+        self._waiting.clear()
+        if self._shift is None:
+            self._shift = rows.mean(0)
+        rows -= self._shift
+        self._rows += len(rows)
+        self._first += rows.cpu().double().sum(0).numpy()
+        for start in range(
+            0, rows.shape[1], _BLOCK
+        ):  # the covariance is symmetric: the half above its diagonal will do
+            part = slice(start, start + _BLOCK)
+            self._second[part, start:] += (rows[:, part].T @ rows[:, start:]).cpu().numpy()
+
+    def done(self) -> tuple[Numbers, Numbers]:
+        """(mean (U,), covariance (U, U)) of all rows."""
+        self._flush()
+        count = max(self._rows, 1)
+        mean = self._first / count
+        shift = 0.0 if self._shift is None else self._shift.double().cpu().numpy()
+        second = np.triu(self._second)
+        second += np.triu(second, 1).T
+        return mean + shift, second / count - np.outer(mean, mean)
+
+
+def enough(inputs: int) -> int:
+    """Positions of each of so many inputs that are to be sampled."""
+    return int(np.clip(-(-_SAMPLES // max(inputs, 1)), 1, _MOST))
+
+
+def fitting(model: Model, places: Mapping[str, Place]) -> int:
+    """A batch size with which maps are read from the cache."""
+    rooms = (max(place.room, 4.0 * float(np.prod(model.layers[path].shape))) for path, place in places.items())
+    return int(np.clip(_CACHE // max(rooms), 1, _LARGEST))
+
+
+def _apart(place: Place) -> bool:
+    """Whether something but the rectifier lies between the layer's own output and where it is seen."""
+    return len(place.steps) > (place.rectifier is not None)
+
+
+def _edge(rectifier: Rectifier | None) -> float | None:
+    """From where on a value counts as the rectifier's upper limit."""
+    if rectifier is None or rectifier.high is None or rectifier.hard:
+        return None if rectifier is None else rectifier.high
+    return rectifier.high - _NEAR * (rectifier.high - (rectifier.low or 0.0))
 
 
 class Census:
@@ -152,13 +219,21 @@ class Census:
             for n, (path, place) in enumerate(places.items())
         }
 
-    def feed(self, inputs: NDArray[Any]) -> None:
-        """Inputs (n, *shape), uint8 or in [0, 1]."""
+    def feed(self, batches: Iterable[NDArray[Any]]) -> None:
+        """Batches of inputs (n, *shape), uint8 or in [0, 1]."""
 
-        def visit(path: str, before: Tensor, after: Tensor) -> None:
-            self.tallies[path].add(before, after)
+        def before(path: str, output: Tensor) -> Tensor:
+            self.tallies[path].before(output)
+            return output
 
-        follow = Following(self._places, visit)
-        own = {path: tally.see for path, tally in self.tallies.items()}
-        with torch.inference_mode():
-            pass_through(self._network, follow, self._model.tensor(inputs), own, cut=False)
+        def after(path: str, output: Tensor) -> None:
+            self.tallies[path].after(output)
+
+        follow = Following(self._places, after, before)
+        own = {path: self.tallies[path].see for path, place in self._places.items() if _apart(place)}
+        readers = follow.readers(own)
+        with torch.inference_mode(), Probe(self._network, readers, cut=False) as probe:
+            for inputs in batches:
+                x = self._model.tensor(inputs, channels_last=True)
+                with follow:
+                    run(probe, x)  # type: ignore[arg-type]

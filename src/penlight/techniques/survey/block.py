@@ -20,9 +20,9 @@ from torch import Tensor
 from penlight.errors import CannotRun
 from penlight.models import Layer
 from penlight.models.probe import Reader
+from penlight.techniques.reductions import folded
 from penlight.techniques.survey.sums import InputSums
 
-_VECTOR = 32  # a reduction over rows runs at full speed where the rows are a multiple of this many numbers
 _SMALL = 1024  # positions, up to which a map is looked through whole
 _MANY = 4  # units of one input, from which on strips of its map are searched first
 _AT_ONCE = 64  # columns gathered whole in one go
@@ -133,7 +133,7 @@ def _here(
     """
     order = [a for a in range(len(layer.shape) + 1) if a != layer.axis] + [layer.axis]
     units, places = layer.units, math.prod(layer.positions)
-    flat_shape, folded_shape = (batch, places, units), _folded(batch, places, units)
+    flat_shape, folded_shape = (batch, places, units), folded(batch, places, units)
     shared = len(layer.positions) > 1 and places > _SMALL
     strips = (places // layer.positions[-1], layer.positions[-1], units) if shared else None
 
@@ -157,12 +157,6 @@ def _here(
             target.places[rows, columns] = _places(flat, strips, target.peaks[rows, columns], rows, columns)
 
     return read
-
-
-def _folded(batch: int, places: int, units: int) -> tuple[int, int, int] | None:
-    """The shape of a map in which some neighbouring positions count as one with more units, where that makes reductions faster."""
-    fold = _VECTOR // math.gcd(units, _VECTOR)
-    return (batch, places // fold, fold * units) if fold > 1 and places % fold == 0 else None
 
 
 def _places(flat: Tensor, strips: tuple[int, int, int] | None, peaks: Any, rows: Any, columns: Any) -> NDArray[np.intp]:
