@@ -241,3 +241,20 @@ def test_timm_cards(libraries, tmp_path):
         torch.testing.assert_close(folded(x), model.network.eval()(x), rtol=1e-3, atol=1e-4)
     with pytest.raises(UnknownName, match="mobilenetv2_100"):
         penlight.load("timm:mobilenetv2_10")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"vocabulary": "abc", "mean": [0.5]}, ["tokens", "leave out mean"]),
+        ({"columns": ["a", "b"], "mean": [1.0], "std": [2.0]}, ["columns", "mean and std"]),
+        (
+            {"input": {"kind": "image", "shape": [3, 8, 8]}, "std": [1.0, 1.0, 1.0]},
+            ["stands in input", "give std there"],
+        ),
+    ],
+)
+def test_a_normalisation_that_would_count_for_nothing_is_refused(given, words):
+    with pytest.raises(BadReference) as told:
+        penlight.load(nn.Linear(2, 2), **given)
+    assert all(word in str(told.value) for word in words)

@@ -74,6 +74,8 @@ def load_model(
         text = str(reference)
         opened = open_reference(text, options or {}, weights, trust)
     said = _said(vocabulary, columns, input)
+    if said is not None:
+        _nothing_ignored(said.kind, mean=mean, std=std)
     contract = _contract(opened, example, mean, std, text) if said is None else said
     _check_device(device)
     names = labels if labels is not None else opened.labels
@@ -122,6 +124,16 @@ def _said(vocabulary: Any, columns: Any, given: Mapping[str, Any] | None) -> Inp
             raise BadReference("a network takes text or rows of a table: give vocabulary or columns, not both")
         table |= {"kind": "table", "columns": columns}
     return read_contract(table, Path()) if table else None
+
+
+def _nothing_ignored(kind: str, **given: Sequence[float] | None) -> None:
+    """`BadReference` for a normalisation beside a vocabulary, columns or an `input`, where it would count for nothing."""
+    names = " and ".join(name for name, value in given.items() if value is not None)
+    if names and kind == "text":
+        raise BadReference(f"a network on text takes numbers of tokens, which are not normalised; leave out {names}")
+    if names:
+        where = "each of its columns, as in {'name': 'age', 'mean': 40, 'std': 12}" if kind == "table" else "input"
+        raise BadReference(f"what inputs of this network are normalised by stands in {where}; give {names} there")
 
 
 def _contract(

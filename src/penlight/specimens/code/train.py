@@ -25,7 +25,7 @@ try:
     import torch
     import torch.nn.functional as F
     from safetensors.torch import save_file
-    from torch import Tensor
+    from torch import Tensor, nn
 except ModuleNotFoundError as error:  # a clear line instead of a traceback for a bare install
     sys.stderr.write(f"code.train: the Python package {error.name!r} is missing; install it\n")
     raise SystemExit(2) from None
@@ -73,24 +73,51 @@ def rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))
 
 
-def train(files: Sequence[File], steps: int, batch: int, peak: float, device: torch.device, seed: int,
-          watch: Path | None) -> Code:  # fmt: skip
+def apart(net: Code) -> list[nn.LSTM]:
+    """The layers of the network's LSTM as modules of their own, which hold its weights, so that what the lower one puts out can be had."""
+    whole = net.lstm
+    layers = []
+    for n in range(whole.num_layers):
+        layer = nn.LSTM(whole.hidden_size if n else whole.input_size, whole.hidden_size, batch_first=True)
+        for name, parameter in list(layer.named_parameters()):
+            setattr(whole, f"{name[:-1]}{n}", parameter)
+        layers.append(layer)
+    return layers
+
+
+def change(hidden: Tensor) -> Tensor:
+    """How much hidden states (N, T, H) change from one character to the next, the mean magnitude."""
+    return (hidden[:, 1:] - hidden[:, :-1]).float().abs().mean()
+
+
+def train(files: Sequence[File], steps: int, batch: int, peak: float, device: torch.device, seed: int, still: float,
+          dropout: float, watch: Path | None) -> Code:  # fmt: skip
     """The network after so many steps of truncated backpropagation through time.
 
-    watch: a file that gets the weights so far every 500 steps, for a look while it runs.
+    still: weight of a penalty on `change`, which rises from 0 over the first fifth of the steps: a cell that pays for every change keeps
+    what holds for a while, and single cells become readable. watch: a file that gets the weights so far every 500 steps.
     """
-    net = Code().to(device)
+    net = Code()
+    layers = [layer.to(device) for layer in apart(net)]
+    net.to(device)
     optimiser = torch.optim.AdamW(net.parameters(), peak, weight_decay=0.01)
     source = streams(files, batch, torch.Generator().manual_seed(seed))
-    half, start, state, recent = has_fast_bf16(device), time.monotonic(), None, 0.0
+    half, start, recent = has_fast_bf16(device), time.monotonic(), 0.0
+    states: list[State | None] = [None] * len(layers)
     for step in range(steps):
         here, after, anew = (part.to(device) for part in next(source))
-        state = None if state is None else begin(state, anew)
+        states = [None if state is None else begin(state, anew) for state in states]
+        changed = torch.zeros((), device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            scores, state = net(here, state)
+            hidden = net.embedding(here)
+            for n, layer in enumerate(layers):
+                hidden, states[n] = layer(hidden, states[n])
+                changed = changed + change(hidden)
+                hidden = F.dropout(hidden, dropout)
+            scores = net.head(hidden)
         loss = F.cross_entropy(scores.float().flatten(0, 1), after.flatten())
         optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss + still * min(1.0, step / (steps * 0.2)) * changed)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, peak)
@@ -185,9 +212,11 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--library", type=Path, default=library(), metavar="DIR", help="the standard library's folder")
     parser.add_argument("--out", type=Path, default=Path("code-out"), metavar="DIR", help="where to write")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
-    parser.add_argument("--steps", type=int, default=5600)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=4e-3, help="learning rate at its highest")
+    parser.add_argument("--still", type=float, default=0.6, help="weight of the penalty on states that change")
+    parser.add_argument("--dropout", type=float, default=0.1, help="share of what a layer puts out that is dropped")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--watch", type=Path, metavar="FILE", help="keep the weights so far in FILE")
@@ -198,6 +227,8 @@ def run(args: argparse.Namespace) -> None:
     """Everything from modules to files."""
     if min(args.steps, args.batch, args.threads) < 1:
         raise Unusable("--steps, --batch and --threads take whole numbers above 0")
+    if args.still < 0 or not 0 <= args.dropout < 1:
+        raise Unusable("--still takes a number of at least 0, --dropout one from 0 to below 1")
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     try:
@@ -209,7 +240,7 @@ def run(args: argparse.Namespace) -> None:
     licence = (args.library / "LICENSE.txt").read_text("utf-8")  # of the sample; missing before the training, not after
     seen = [file for file in files if not file.held_out]
     print(f"{len(files)} files, {len(files) - len(seen)} of them held out; {total(files)}", flush=True)
-    net = train(seen, args.steps, args.batch, args.rate, device, args.seed, args.watch)
+    net = train(seen, args.steps, args.batch, args.rate, device, args.seed, args.still, args.dropout, args.watch)
     write(args.out, net, files, licence)
 
 
