@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import penlight
 import zoo
 from penlight.errors import BadOption, BadUnit, UnknownName
 from penlight.inputs import InputContract
 from penlight.models import Model, Probe
 from penlight.techniques.contract import Request
+from penlight.techniques.visualize import engine
 from penlight.techniques.visualize.method import Penlight
 from penlight.techniques.visualize.objectives import centre
 from penlight.techniques.visualize.scene import Optics
@@ -351,3 +353,44 @@ def test_mistakes_are_told_in_one_line(open_zoo, units, options, error, words):
     with pytest.raises(error, match=words) as caught:
         visualize(open_zoo("functional"), *units, **options)
     assert "\n" not in str(caught.value)
+
+
+class _Fire(nn.Module):
+    """Units that see 11 pixels beside units that see 19, over a pool that rounds up, as SqueezeNet's first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.stem = nn.Conv2d(3, 8, 7, 2)
+        self.near, self.far = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 3, padding=1)
+        self.both = nn.Identity()
+
+    def forward(self, x):
+        x = F.max_pool2d(self.stem(x), 3, 2, ceil_mode=True)
+        return self.both(torch.cat([self.near(x), self.far(x)], 1))
+
+
+@pytest.mark.parametrize("method", ["erhan", "simonyan", "yosinski", "oygard", "penlight"])
+def test_what_a_small_unit_is_climbed_on_is_what_is_kept(method, monkeypatch):
+    model = Model(_Fire(), InputContract("image", (3, 64, 64), (0.5,) * 3, (0.25,) * 3))
+    assert model.fields["both"].size == (19, 19)
+    shown = set()
+
+    class Watched(Probe):
+        def __call__(self, x):
+            shown.add(tuple(x.shape[2:]))
+            return super().__call__(x)
+
+    monkeypatch.setattr(engine, "Probe", Watched)
+    result = penlight.visualize(model, "both:1", method=method, steps=8)
+    assert result.images.shape[2:] == (19, 19, 3)
+    assert shown == {(19, 19)}  # a pixel more and the map has four rows, whose middle lies elsewhere
+
+
+def test_a_picture_lies_where_its_unit_looks():
+    model = Model(_Fire(), InputContract("image", (3, 64, 64), (0.5,) * 3, (0.25,) * 3))
+    picture = penlight.visualize(model, "both:1", method="erhan").images[0, 0].astype(float)
+    changed = np.abs(picture - np.median(picture.reshape(-1, 3), 0)).sum(2)
+    inside = np.zeros((19, 19), bool)
+    inside[4:15, 4:15] = True
+    assert changed[inside].mean() > 5 * changed[~inside].mean()

@@ -44,6 +44,7 @@ class Penlight(Synthesis):
     )
 
     windows: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
 
     steps: int = option(320, "steps of the optimisation", low=1)
     rate: float = option(0.2, "step size of Adam at the first step; falls along a cosine to 0", low=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -63,7 +63,8 @@ class Synthesis(Technique):
     ...     def recipe(self, brief: Brief) -> Recipe:
     ...         return Recipe(Plain(Normal(10)), (Phase(100, MeanNormalised(Constant(2))),))
 
-    `windows`: pictures of large networks are looked at through windows that move. `narrow`: a unit that sees little is given a picture
+    `windows`: pictures of large networks are looked at through windows that move. `moves`: small ones get a margin, and the method's
+    transforms cut out of it what the network sees, a `view` of the scene (`Shift`). `narrow`: a unit that sees little is given a picture
     of that size; otherwise every picture is of the network's own size.
     """
 
@@ -71,6 +72,7 @@ class Synthesis(Technique):
 
     verb: ClassVar[str] = "visualize"
     windows: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
     narrow: ClassVar[bool] = True
 
     seeds: int = option(1, "random starts a unit", low=1)
@@ -120,9 +122,10 @@ class Synthesis(Technique):
         return work.result(self, request)
 
     def jobs(self, request: Request, targets: Sequence[Target], optics: Optics) -> list[Job]:
-        """How the targets are looked at: how large a picture, and whether through windows."""
+        """How the targets are looked at: how large a picture, whether through windows, and with a margin only where pictures are moved."""
         wish = Wish(self.size, whole=not self.narrow or self.objective != "neuron", windows=self.windows)
-        return jobs(request.model, targets, optics, wish, self.objective)
+        made = jobs(request.model, targets, optics, wish, self.objective)
+        return made if self.moves else [replace(job, scene=replace(job.scene, margin=0)) for job in made]
 
     def begin(self, request: Request) -> Any:
         """What is read once for a whole request: data, a second network. Handed to `recipe` as `brief.own`."""

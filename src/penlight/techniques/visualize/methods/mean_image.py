@@ -26,7 +26,6 @@ from penlight.techniques.visualize.methods.facets import clusters, codes, deep_l
 from penlight.techniques.visualize.methods.oygard import CentralCrop, grown
 from penlight.techniques.visualize.objectives import Objective, Probability, Scaled, UnitAt, centre
 from penlight.techniques.visualize.parameterization import Given, Normal, Parameterization, Plain
-from penlight.techniques.visualize.render import Job
 from penlight.techniques.visualize.scene import Optics, Size
 from penlight.techniques.visualize.schedule import Linear, Schedule
 from penlight.techniques.visualize.synthesis import Brief, Synthesis, asked, needs_data
@@ -183,10 +182,6 @@ class MeanImage(Synthesis):
     def _count(request: Request) -> int:
         first = next(iter(request.pictures), "").removeprefix("0 ")
         return sum(1 for name in request.pictures if name.partition(" ")[2] == first)
-
-    def jobs(self, request: Request, targets: Sequence[Target], optics: Optics) -> list[Job]:
-        # the crops move about; a margin to move in would be one too many
-        return [replace(job, scene=replace(job.scene, margin=0)) for job in super().jobs(request, targets, optics)]
 
     def recipe(self, brief: Brief) -> Recipe:
         scene, optics = brief.scene, brief.optics
