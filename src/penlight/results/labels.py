@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +41,8 @@ class Label(NamedTuple):
     def __str__(self) -> str:
         first = f"{self.label}, {self.measure} {self.score:.2f}" if self.label is not None else "no label"
         word = "next" if self.label is not None else "best"
-        more = [f"{word}: {self.next[0][0]}, {self.next[0][1]:.2f}"] if self.next else []
+        scored = [one for one in self.next if not math.isnan(one[1])]  # a unit that never changes has no scores
+        more = [f"{word}: {scored[0][0]}, {scored[0][1]:.2f}"] if scored else []
         return "; ".join([first, *more, *(f"not {name}, {score:.2f}" for name, score in self.against)])
 
 
