@@ -55,11 +55,11 @@ def test_what_each_channel_reads_is_found_through_everything_between():
     layers = weighted(model)
     assert list(layers) == ["stem", "left", "right", "deep", "fc"]
     found = sources(model, layers)
-    assert found["stem"].tolist() == [INPUT] * 3
-    assert found["left"].tolist() == found["right"].tolist() == [0, 1, 2, 3]
-    joined = [4, 5, 6, 7, 8, 9, 10, 11]  # left then right
+    assert found["stem"].tolist() == [[INPUT]] * 3
+    assert found["left"].tolist() == found["right"].tolist() == [[0], [1], [2], [3]]
+    joined = [[n] for n in (4, 5, 6, 7, 8, 9, 10, 11)]  # left then right
     assert found["deep"].tolist() == [joined[7], *joined[:7]]
-    assert found["fc"].tolist() == [12 + n // 16 for n in range(96)]
+    assert found["fc"].tolist() == [[12 + n // 16] for n in range(96)]
 
 
 def test_connections_are_norms_of_the_weights_between_two_units(tmp_path):
@@ -120,15 +120,60 @@ class Residual(nn.Module):
         return self.c(x + self.b(F.relu(x))).mean((2, 3))
 
 
-def test_a_sum_of_units_is_said_not_to_be_known():
-    model = Model(zoo.seeded(Residual), InputContract("image", (1, 9, 9)))
+def test_a_sum_counts_for_each_unit_in_it():
+    network = zoo.seeded(Residual)
+    model = Model(network, InputContract("image", (1, 9, 9)))
     found = sources(model, weighted(model))
-    assert found["b"].tolist() == [0, 1, 2, 3]
-    assert found["c"].tolist() == [UNKNOWN] * 4
-    result = weights(zoo.seeded(Residual), (1, 9, 9))
-    assert result.sources["c"] is None
-    assert result.fed_by("c:0") == []
-    assert "c" not in result.expanded
+    assert found["b"].tolist() == [[0], [1], [2], [3]]
+    assert found["c"].tolist() == [[n, 4 + n] for n in range(4)]
+    result = weights(zoo.seeded(Residual), (1, 9, 9), strongest=8)
+    assert result.sources["c"] == ("a", "b")
+    own = network.c.weight.detach().numpy()[0, :, 0, 0]
+    fed = {one.unit: one for one in result.fed_by("c:0")}
+    assert set(fed) == {f"{layer}:{n}" for layer in "ab" for n in range(4)}
+    for n in range(4):
+        assert fed[f"a:{n}"].share == fed[f"b:{n}"].share == pytest.approx(own[n] ** 2 / (own**2).sum(), rel=1e-5)
+    assert {one.unit for one in result.feeds_into("b:2")} == {"c:0", "c:1"}
+
+
+class Stages(nn.Module):
+    """Blocks behind one another whose sums are rectified, one of fewer positions, a dense one, and a norm over channels at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 5, 3, padding=1)
+        self.first, self.second = nn.Conv2d(5, 5, 3, padding=1), nn.Conv2d(5, 5, 1)
+        self.short, self.down = nn.Conv2d(5, 6, 1, 2), nn.Conv2d(5, 6, 3, 2, 1)
+        self.dense, self.again = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.norm, self.out = nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = F.relu(x + self.first(x))
+        x = F.relu(self.second(x).roll(1, 1) + x)
+        x = F.relu(self.short(x) + self.down(x)).mean((2, 3))
+        x = F.relu(x + self.dense(x))
+        return self.out(self.norm(x + self.again(x)))
+
+
+def test_sums_of_sums_are_followed_to_every_unit_and_a_norm_over_channels_is_not():
+    model = Model(zoo.seeded(Stages), InputContract("image", (2, 8, 8)))
+    layers = weighted(model)
+    start = dict(zip(layers, np.cumsum([0, *(layer.units for layer in layers.values())]).tolist(), strict=False))
+    found = sources(model, layers)
+    assert found["first"].tolist() == [[n] for n in range(5)]
+    assert [sorted(row) for row in found["second"].tolist()] == [[n, start["first"] + n] for n in range(5)]
+    for path in ("short", "down"):
+        assert [sorted(row) for row in found[path].tolist()] == [
+            [n, start["first"] + n, start["second"] + (n - 1) % 5] for n in range(5)
+        ]
+    assert [sorted(row) for row in found["dense"].tolist()] == [
+        [start["short"] + n, start["down"] + n] for n in range(6)
+    ]
+    assert [sorted(row) for row in found["again"].tolist()] == [
+        sorted((start["short"] + n, start["down"] + n, start["dense"] + n)) for n in range(6)
+    ]
+    assert (found["out"][:, 0] == UNKNOWN).all()
 
 
 @pytest.mark.parametrize("name", zoo.NETWORKS)

@@ -28,13 +28,15 @@ class Weights(Technique):
 
     Layers are the convolutions and linear layers of `request.layers`, or all. A connection's strength is the L2 norm of the weights
     between two units as they stand in the network: what lies between, a norm's scale for one, is not counted in. Which unit a weight
-    reads is found by trial (see `wiring`); where channels are mixed, as by residual sums, it is said not to be known. An expanded filter
-    is the gradient of the unit with respect to the input, with every activation function left out and maximum pooling taken as
-    average pooling, which makes the layers below linear (Voss et al.); where something else is not linear there is none.
+    reads is found by trial (see `wiring`). A channel that is a sum, as behind residual connections, counts for each of the units in it;
+    where units of one layer are mixed, as by a normalisation over channels, it is said not to be known. An expanded filter is
+    the gradient of the unit with respect to the input, with every activation function left out and maximum pooling taken as average
+    pooling, which makes the layers below linear (Voss et al.); where something else is not linear there is none.
     """
 
     verb: ClassVar[str] = "survey"
     name: ClassVar[str] = "weights"
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Voss et al. 2021, Visualizing Weights, doi:10.23915/distill.00024.007"
 
     strongest: int = option(6, "connections kept of each unit, in each direction", low=1, high=1000)
@@ -81,7 +83,7 @@ def _asked(request: Request, layers: Mapping[str, Layer]) -> list[str]:
 
 def _sources(reads: NDArray[np.int64] | None, owners: NDArray[np.int64], names: list[str]) -> tuple[str, ...] | None:
     """The layers that feed one: () for the input, None where it is not known."""
-    if reads is None or (reads == UNKNOWN).all():
+    if reads is None or (reads[:, 0] == UNKNOWN).all():
         return None
     return tuple(names[n] for n in np.unique(owners[reads[reads >= 0]]).tolist())
 
@@ -150,13 +152,13 @@ def _read(model: Model, path: str, reads: NDArray[np.int64]) -> _Connections:
 def _by_source(
     values: NDArray[np.float64], reads: NDArray[np.int64], which: NDArray[np.int64], groups: int
 ) -> NDArray[np.float64]:
-    """(U, S) from (U, channels of a group): channels that read the same unit added up."""
+    """(U, S) from (U, channels of a group): channels that read the same unit added up; `reads` is (channels, K)."""
     units, channels = values.shape
     table = np.zeros((len(which), units))
     for group in range(groups):
         rows = slice(group * units // groups, (group + 1) * units // groups)
-        own = reads[group * channels : (group + 1) * channels]
-        np.add.at(table[:, rows], np.searchsorted(which, own[own >= 0]), values[rows][:, own >= 0].T)
+        for own in reads[group * channels : (group + 1) * channels].T:
+            np.add.at(table[:, rows], np.searchsorted(which, own[own >= 0]), values[rows][:, own >= 0].T)
     return table.T
 
 
