@@ -1,7 +1,7 @@
 """Make the gallery of docs/gallery.md: every method side by side, on the specimen and on networks of yours.
 
     python docs/make_gallery.py letters
-    python docs/make_gallery.py layers CARD.toml LAYER LAYER LAYER [--units 16]
+    python docs/make_gallery.py layers CARD.toml LAYER LAYER LAYER [--units 16] [--methods erhan,lucid,penlight]
     python docs/make_gallery.py classes CARD.toml 'tabby' 'school bus' … [--methods lucid,penlight]
     python docs/make_gallery.py sheets DIR NAME          # of what benchmarks/recognition.py --classes 6 --out DIR has drawn
 
@@ -91,14 +91,21 @@ def letters(given: argparse.Namespace) -> None:
 
 
 def layers(given: argparse.Namespace) -> None:
-    """The first units of some layers by the default method."""
+    """The first units of some layers by the default method, or units from all over a layer, a row a method."""
     model = penlight.load(given.card)
     for layer in given.names:
-        units = [f"{layer}:{n}" for n in range(min(given.units, model.layer(layer).units))]
+        count = model.layer(layer).units
+        if given.methods:
+            chosen = np.unique(np.linspace(0, count - 1, min(given.units, count)).astype(int)).tolist()
+            units = [f"{layer}:{n}" for n in chosen]
+            rows = [(name, one(model, units, name)) for name in names(given.methods)]
+            save(grid(rows, [str(n) for n in chosen], SIDE), f"{Path(given.card).stem}-{layer}-methods.jpg")
+            continue
+        units = [f"{layer}:{n}" for n in range(min(given.units, count))]
         found = penlight.visualize(model, units)
         half = (len(units) + 1) // 2
-        rows = [(layer, found.images[:half, 0]), ("", found.images[half:, 0])]
-        save(grid(rows, [str(n) for n in range(half)], 112), f"{Path(given.card).stem}-{layer}.jpg")
+        halves = [(layer, found.images[:half, 0]), ("", found.images[half:, 0])]
+        save(grid(halves, [str(n) for n in range(half)], 112), f"{Path(given.card).stem}-{layer}.jpg")
 
 
 def classes(given: argparse.Namespace) -> None:
