@@ -2,7 +2,7 @@
 
     python -m penlight.specimens.code.train --out DIR
 
-Everything that shipped came out of this command with its default options, under the Python that corpus.txt names.
+What ships was made with the default options, under the Python that corpus.txt names; another machine rounds differently.
 """
 
 from __future__ import annotations
