@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from penlight.models import Model, Probe
 from penlight.models.layers import run
 from penlight.models.places import Following, Place, Rectifier
-from penlight.techniques.reductions import highest, lowest, units_last
+from penlight.models.reductions import highest, lowest, units_last
 
 _TABLE = 64  # different samples of positions, taken in turn
 _SAMPLES, _MOST = 8192, 64  # of a layer: what correlations need, and what one input's map is asked for

@@ -20,7 +20,7 @@ from torch import Tensor
 from penlight.errors import CannotRun
 from penlight.models import Layer
 from penlight.models.probe import Reader
-from penlight.techniques.reductions import folded
+from penlight.models.reductions import folded
 from penlight.techniques.survey.sums import InputSums
 
 _SMALL = 1024  # positions, up to which a map is looked through whole
