@@ -42,15 +42,14 @@ class InputSums:
             torch.sum(flat, 1, out=total)
             return
         self._told = False
-        if self._trusted:
-            total.copy_(self._worked_out(self._given, self._weight))
-            return
-        torch.sum(flat, 1, out=total)
-        if bool(torch.isfinite(total).all()):
-            size = self._worked_out(self._given.abs(), self._weight.abs()).abs()
-            self._trusted = bool(
-                ((self._worked_out(self._given, self._weight) - total).abs() <= _ROUNDING * size).all()
-            )
+        worked_out = self._worked_out(self._given, self._weight)
+        if self._trusted is None:
+            torch.sum(flat, 1, out=total)
+            if bool(torch.isfinite(total).all()):
+                size = self._worked_out(self._given.abs(), self._weight.abs()).abs()
+                self._trusted = bool(((worked_out - total).abs() <= _ROUNDING * size).all())
+        if self._trusted:  # the first batch too, so that a shard that begins with another one says the same
+            total.copy_(worked_out)
 
     def _worked_out(self, given: Tensor, weight: Tensor) -> Tensor:
         return given @ weight if self._bias is None else torch.addmm(self._bias, given, weight)
