@@ -167,9 +167,8 @@ class Moments:
         rows -= self._shift
         self._rows += len(rows)
         self._first += rows.cpu().double().sum(0).numpy()
-        for start in range(
-            0, rows.shape[1], _BLOCK
-        ):  # the covariance is symmetric: the half above its diagonal will do
+        # the covariance is symmetric: the half above its diagonal will do
+        for start in range(0, rows.shape[1], _BLOCK):
             part = slice(start, start + _BLOCK)
             self._second[part, start:] += (rows[:, part].T @ rows[:, start:]).cpu().numpy()
 
