@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from penlight.models import Model, Probe
 from penlight.models.layers import run
+from penlight.models.packing import packed
 from penlight.models.places import Following, Place, Rectifier
 from penlight.models.reductions import highest, lowest, units_last
 
@@ -212,7 +213,7 @@ class Census:
     def __init__(
         self, model: Model, network: nn.Module, places: Mapping[str, Place], positions: int, seed: int
     ) -> None:
-        self._model, self._network, self._places = model, network, places
+        self._model, self._network, self._places = model, packed(network, model.example()), places
         self.tallies = {
             path: Tally(model.layers[path].units, place.layout, place.rectifier, positions, (seed, n))
             for n, (path, place) in enumerate(places.items())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from penlight.models import Layer
+from penlight.models.packing import pointwise
 
 _SMALLER = 2  # times, that an input has to be for this to pay
 _FEWEST = 196  # positions
@@ -61,11 +62,11 @@ def input_sums(network: nn.Module, layers: Mapping[str, Layer], batch: int) -> d
     found = {}
     for path, layer in layers.items():
         conv, places = modules.get(path), math.prod(layer.positions)
-        if type(conv) is nn.Conv2d and _pointwise(conv) and conv.weight.device.type == "cpu" and places >= _FEWEST:
+        if isinstance(conv, nn.Conv2d) and pointwise(conv) and _pays(conv) and places >= _FEWEST:
             found[path] = InputSums(conv, batch, places)
     return found
 
 
-def _pointwise(conv: nn.Conv2d) -> bool:
-    plain = conv.groups == 1 and set(conv.kernel_size) == set(conv.stride) == {1} and conv.padding in (0, (0, 0))
-    return plain and conv.weight.dtype is torch.float32 and conv.in_channels * _SMALLER <= conv.out_channels
+def _pays(conv: nn.Conv2d) -> bool:
+    plain = conv.weight.device.type == "cpu" and conv.weight.dtype is torch.float32
+    return plain and conv.in_channels * _SMALLER <= conv.out_channels

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from penlight.inputs import Batch, Data, batches
 from penlight.models import Layer, Model, Probe
+from penlight.models.packing import packed
 from penlight.techniques.survey.block import Block
 from penlight.techniques.survey.scores import Scores
 from penlight.techniques.survey.sums import input_sums
@@ -36,10 +37,11 @@ class Sweep:
         self, model: Model, network: nn.Module, layers: Mapping[str, Layer], top: int, batch: int = 0, classes: int = 0,
         bottom: int = 0, scores: Scores | None = None,
     ) -> None:  # fmt: skip
-        self._model, self._network, self.batch = model, network, batch or fitting(layers, model.device)
+        self.batch = batch or fitting(layers, model.device)
+        self._model, self._network = model, packed(network, model.example(self.batch))
         rows = -(-max(ROWS, self.batch) // self.batch) * self.batch
         with torch.inference_mode():
-            sums = input_sums(network, layers, self.batch)
+            sums = input_sums(self._network, layers, self.batch)
             self.block = Block(layers, rows, self.batch, model.device, bool(bottom), sums)
             self._readers, self._given = self.block.readers(), {path: one.note for path, one in sums.items()}
         self.tally = Tally(self.block.peak.shape[1], top, classes, bottom, scores)

@@ -1,0 +1,141 @@
+"""Pointwise convolutions from packed weights answer as the plain ones do, and stay plain where they cannot."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zoo
+from penlight.models import packing
+from penlight.models.packing import Packed, packed, pointwise
+
+
+class Doubled(nn.Conv2d):
+    """A convolution with a mind of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Net(nn.Module):
+    """Pointwise convolutions of every kind, and others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.wide = nn.Conv2d(8, 24, 1)
+        self.bare = nn.Conv2d(24, 8, 1, bias=False)
+        self.strided = nn.Conv2d(8, 8, 1, stride=2)
+        self.grouped = nn.Conv2d(8, 8, 1, groups=2)
+        self.padded = nn.Conv2d(8, 8, 1, padding=1)
+        self.own = Doubled(8, 8, 1)
+        self.hooked = nn.Conv2d(8, 8, 1)
+        self.hooked.register_forward_hook(lambda module, inputs, output: output + 1)
+        self.idle = nn.Conv2d(8, 8, 1)
+        self.twice = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bare(torch.relu(self.wide(torch.relu(self.first(x)))))
+        x = self.padded(self.grouped(self.strided(x)))
+        x = self.hooked(self.own(x))
+        return self.twice(torch.relu(self.twice(x)))
+
+
+@pytest.fixture
+def net():
+    return zoo.seeded(Net).eval()
+
+
+def inputs(count=3, side=10):
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def chosen(network):
+    return {name for name, module in network.named_modules() if isinstance(vars(module).get("forward"), Packed)}
+
+
+@pytest.mark.parametrize(
+    "x", [inputs(), inputs(1, 7), inputs(17, 4), inputs().contiguous(memory_format=torch.channels_last)]
+)
+def test_outputs_are_the_networks(net, x):
+    twin = packed(net, inputs())
+    with torch.inference_mode():
+        torch.testing.assert_close(twin(x), net(x), rtol=1e-5, atol=1e-6)
+
+
+def test_plain_pointwise_convolutions_that_run_are_packed(net):
+    if Packed.of(net.wide.weight, net.wide.bias, torch.zeros(1, 8, 4, 4)) is None:
+        pytest.skip("this PyTorch has no packed convolution")
+    assert chosen(packed(net, inputs())) == {"wide", "bare", "twice"}
+
+
+def test_the_network_stays_as_it_was_and_shares_its_weights(net):
+    twin = packed(net, inputs())
+    assert not chosen(net)
+    assert twin.wide.weight.data_ptr() == net.wide.weight.data_ptr()
+    assert not twin.wide.weight.requires_grad
+    assert net.wide.weight.requires_grad
+
+
+def test_gradients_come_through(net):
+    twin, x = packed(net, inputs()), inputs().requires_grad_()
+    (found,) = torch.autograd.grad(twin(x).square().sum(), x)
+    (wanted,) = torch.autograd.grad(net(x).square().sum(), x)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_one_input_without_its_batch_axis_and_another_precision(net):
+    one = packed(net, inputs()).wide
+    x = torch.randn(8, 5, 5)
+    torch.testing.assert_close(one(x), net.wide(x))
+    with pytest.raises(RuntimeError):
+        one(x.double())
+
+
+def test_copies_of_packed_networks_work(net):
+    twin = copy.deepcopy(packed(net, inputs()))
+    with torch.inference_mode():
+        torch.testing.assert_close(twin(inputs()), net(inputs()), rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_packed_where_the_operator_is_missing(net, monkeypatch):
+    def missing(self, *given):
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(Packed, "__init__", missing)
+    twin = packed(net, inputs())
+    assert not chosen(twin)
+    with torch.inference_mode():
+        assert torch.equal(twin(inputs()), net(inputs()))
+
+
+def test_an_operator_that_answers_otherwise_is_not_used(net, monkeypatch):
+    plain = Packed.__call__
+    monkeypatch.setattr(Packed, "__call__", lambda self, x: plain(self, x) * 1.01)
+    assert not chosen(packed(net, inputs()))
+
+
+def test_texts_and_tables_pass_as_they_are():
+    net = nn.Linear(4, 2)
+    assert packed(net, torch.zeros(2, 4)) is net
+
+
+def test_pointwise_says_which():
+    assert pointwise(nn.Conv2d(2, 3, 1))
+    assert pointwise(nn.Conv2d(2, 3, 1, padding="same"))
+    for other in (
+        nn.Conv2d(2, 3, 3),
+        nn.Conv2d(2, 2, 1, groups=2),
+        nn.Conv2d(2, 3, 1, stride=2),
+        nn.Conv1d(2, 3, 1),
+        Doubled(2, 3, 1),
+    ):
+        assert not pointwise(other)
+
+
+def test_without_onednn_the_network_is_returned(net, monkeypatch):
+    monkeypatch.setattr(packing.torch.backends.mkldnn, "is_available", lambda: False)
+    assert packed(net, inputs()) is net
