@@ -36,7 +36,7 @@ from penlight.models import Model
 from penlight.models.places import places
 from penlight.models.sources.vision import import_torchvision
 from penlight.techniques.contract import Request
-from penlight.techniques.diagnose.tally import Census, enough, fitting
+from penlight.techniques.diagnose.tally import Census, fitting
 from penlight.techniques.survey.stream import Stream
 from penlight.techniques.survey.sweep import Sweep
 
@@ -122,7 +122,7 @@ def census(name: str, inputs: int, rounds: int) -> float:
     network, given = model.prepared(), pictures(rng)
     paths = [path for path, layer in model.layers.items() if layer.kind in ("Conv2d", "Conv2dSame")]
     seen = places(model, paths, network)
-    batch, counted = fitting(model, seen), Census(model, network, seen, enough(inputs), 0)
+    batch, counted = fitting(model, seen), Census(model, network, seen, inputs, 0)
     tensor = model.tensor(given).contiguous(memory_format=torch.channels_last)
     trials = {size: min(seconds(bare, network, tensor, size) for _ in range(3)) for size in (1, 2, 4, 8)}
     best = min(trials, key=lambda size: trials[size])

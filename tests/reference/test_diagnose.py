@@ -135,7 +135,7 @@ def test_what_a_census_counts_is_what_numpy_counts(found, positions):
     chosen = {
         path: one for path, one in chosen.items() if len(one.steps) == (one.rectifier is not None)
     }  # seen as put out
-    census = Census(model, network, chosen, positions, 3)
+    census = Census(model, network, chosen, 0, 3, positions)
     census.feed([inputs[:9], inputs[9:10], inputs[10:]])
     for path, tally in census.tallies.items():
         own = values(model, path, model.tensor(inputs)).double().numpy()

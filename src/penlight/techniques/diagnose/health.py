@@ -22,7 +22,7 @@ from penlight.techniques.diagnose.ablation import Bench, Cut, find_truth
 from penlight.techniques.diagnose.bootstrap import interval
 from penlight.techniques.diagnose.excess import Order, Sample, most, ordered, participation, together
 from penlight.techniques.diagnose.judging import FEWEST, Judged, Thresholds, judge, pictured
-from penlight.techniques.diagnose.tally import Census, Tallied, enough, fitting
+from penlight.techniques.diagnose.tally import Census, Tallied, fitting
 from penlight.techniques.options import option, provenance
 
 CAN_GO = "can go"
@@ -49,7 +49,7 @@ class Health(Technique):
     paper: ClassVar[str] = (
         "ablation: Morcos et al. 2018, arXiv:1803.06959; participation ratio: Gao et al. 2017, bioRxiv 214262; bootstrap: Efron 1979"
     )
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reads_data: ClassVar[bool] = True
 
     rare: float = option(0.01, "nearly dead: fires on less than this share of the inputs", low=0.0, high=1.0)
@@ -68,7 +68,7 @@ class Health(Technique):
     )
     positions: int = option(
         0,
-        "positions of a map that shares and correlations are read at, drawn for each input; 0: 64, fewer where 8192 in all will do",
+        "positions of a map that shares and correlations are read at, drawn for each input; 0: what makes 4 samples a unit, 64 at most",
         low=0,
         high=4096,
     )
@@ -181,8 +181,9 @@ class _Examination:
             self._model,
             self._network,
             self._places,
-            self._health.positions or enough(len(self._data)),
+            len(self._data),
             self._request.seed,
+            self._health.positions,
         )
         read = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,12 @@ from penlight.models.places import Following, Place, Rectifier
 from penlight.models.reductions import highest, lowest, units_last
 
 _TABLE = 64  # different samples of positions, taken in turn
-_SAMPLES, _MOST = 8192, 64  # of a layer: what correlations need, and what one input's map is asked for
-_FEWER = 4  # times, samples after the rectifier: they only tell how many directions are used
+_EACH, _LEAST, _SAMPLES = 4, 2048, 8192  # samples a layer's correlations need: so many a unit, within these limits
+_MOST = 64  # positions that one input's map is asked for at most
+_AFTER = (
+    2048  # samples after the rectifier: they only tell how many directions are used, and how often the limit is reached
+)
+_TOGETHER = 64  # inputs whose highest and lowest values are counted in one go
 _CACHE, _LARGEST = 20e6, 64  # bytes of a batch's largest map, and inputs, of one pass
 _ROWS, _BLOCK = 256, 256  # samples in one product, and units on its left side
 _NEAR = 0.01  # of the way between its limits: how near its upper limit a soft rectifier counts as saturated
@@ -33,7 +38,7 @@ class Tallied:
     share      (U,) of inputs and sampled positions where `before` is above zero
     fired      (U,) share of inputs with any position above zero
     high, low  (U,) largest and smallest `before`; `own` (U,) largest value of the layer's own output
-    full       (U,) share of inputs and sampled positions at the rectifier's upper limit
+    full       (U,) share of inputs and sampled positions at the rectifier's upper limit; zero where it has none
     mean       (U,) of `after`, over inputs and positions
     spread     (U,) standard deviation of `before` over the sampled positions
     kin        (U, U) covariance of `before` there; `seen` that of `after`; `centre` (U,) mean of `before` there
@@ -64,15 +69,18 @@ class Tally:
         self, units: int, layout: str, rectifier: Rectifier | None, places: int, seed: tuple[int, ...]
     ) -> None:
         self._layout, self._places, self._seed = layout, places, seed
-        self._edge = _edge(rectifier)
+        self._fewer = max(1, places * _AFTER // samples_for(units))
         self._tables: dict[int, NDArray[np.int64]] = {}
         self._rows: dict[tuple[int, int, int, int], Tensor] = {}
-        self._number = 0  # of the batch's first input
+        self._number = self._counted = (
+            0  # of the batch's first input, and inputs whose highest and lowest values are counted
+        )
         self.inputs = self.positions = self.samples = 0
-        self._above, self._full, self._fired = (torch.zeros(units, dtype=torch.int64) for _ in range(3))
+        self._fired = torch.zeros(units, dtype=torch.int64)
         self._after = torch.zeros(units, dtype=torch.float64)
         self._high, self._low, self._own = (torch.full((units,), sign * torch.inf) for sign in (-1, 1, -1))
-        self._kin, self._seen = Moments(units), Moments(units)
+        self._peaks, self._lows, self._sums = (list[Tensor]() for _ in range(3))  # (n, U), to be counted together
+        self._kin, self._seen = Moments(units), Moments(units, _edge(rectifier))
 
     def see(self, output: Tensor) -> None:
         """The layer's own output."""
@@ -83,30 +91,39 @@ class Tally:
         """What the rest of the network sees of the next `len(output)` inputs of the data, before the rectifier."""
         flat = units_last(output, self._layout)
         self._number = self.inputs
-        peak = highest(flat).float().cpu()
-        self._fired += (peak > 0).sum(0)
-        self._high = torch.maximum(self._high, peak.amax(0))
-        self._low = torch.minimum(self._low, lowest(flat).amin(0).float().cpu())
+        self._peaks.append(highest(flat))
+        self._lows.append(lowest(flat))
         sampled = self._sampled(flat, self._places)
-        self._above += (sampled > 0).sum(0).cpu()
         self._kin.add(sampled)
         self.samples += len(sampled)
         self.inputs += len(flat)
         self.positions += len(flat) * flat.shape[1]
+        if self.inputs - self._counted >= _TOGETHER:
+            self._count()
 
     def after(self, output: Tensor) -> None:
         """The same inputs after the rectifier."""
         flat = units_last(output, self._layout)
-        self._after += flat.sum(1).cpu().double().sum(0)
-        if self._edge is not None:
-            self._full += (self._sampled(flat, self._places) >= self._edge).sum(0).cpu()
-        self._seen.add(self._sampled(flat, -(-self._places // _FEWER)))
+        self._sums.append(flat.sum(1))
+        self._seen.add(self._sampled(flat, self._fewer))
+
+    def _count(self) -> None:
+        if self._peaks:
+            peaks, lows = (torch.cat(some).float().cpu() for some in (self._peaks, self._lows))
+            self._fired += (peaks > 0).sum(0)
+            self._high = torch.maximum(self._high, peaks.amax(0))
+            self._low = torch.minimum(self._low, lows.amin(0))
+        if self._sums:
+            self._after += torch.cat(self._sums).cpu().double().sum(0)
+        self._counted = self.inputs
+        for some in (self._peaks, self._lows, self._sums):
+            some.clear()
 
     def _sampled(self, flat: Tensor, count: int) -> Tensor:
-        """(n, units) float32: the values at `count` positions of each input of (N, P, units), at all if there are no more."""
+        """(n, units) float32, a copy: the values at `count` positions of each input of (N, P, units), at all if there are no more."""
         size = flat.shape[1]
         if size <= count:
-            return flat.flatten(0, 1).float()
+            return flat.flatten(0, 1).to(torch.float32, copy=True)
         key = (self._number % _TABLE, len(flat), size, count)
         if key not in self._rows:
             self._rows[key] = self._drawn(*key).to(flat.device)
@@ -123,18 +140,19 @@ class Tally:
 
     def done(self) -> Tallied:
         """The sums as shares, means and covariances."""
-        inputs, positions, samples = (max(n, 1) for n in (self.inputs, self.positions, self.samples))
+        self._count()
+        inputs, positions = (max(n, 1) for n in (self.inputs, self.positions))
         (centre, kin), (_, seen) = self._kin.done(), self._seen.done()
         high, low, own = (one.double().numpy() for one in (self._high, self._low, self._own))
         return Tallied(
             self.inputs,
             self.samples,
-            self._above.numpy() / samples,
+            self._kin.reached,
             self._fired.numpy() / inputs,
             high,
             low,
             np.where(np.isfinite(own), own, high),
-            self._full.numpy() / samples,
+            self._seen.reached,
             self._after.numpy() / positions,
             centre,
             np.sqrt(np.maximum(np.diag(kin), 0.0)),
@@ -144,18 +162,29 @@ class Tally:
 
 
 class Moments:
-    """Mean and covariance of U numbers, from rows (n, U) float32 that are gathered until a product of them pays."""
+    """Mean and covariance of U numbers, from rows (n, U) float32 that are gathered until a product of them pays.
 
-    def __init__(self, units: int) -> None:
+    Also how often they reach `edge`, or come above zero if it is None.
+    """
+
+    def __init__(self, units: int, edge: float | None = None) -> None:
         self._waiting: list[Tensor] = []
         self._shift: Tensor | None = None  # near the mean, so that squares do not cancel
-        self._rows = 0
+        self._rows, self._count, self._edge = 0, 0, edge  # rows worked in, and waiting
         self._first, self._second = np.zeros(units), np.zeros((units, units))
+        self._reached = np.zeros(units, np.int64)
+
+    @property
+    def reached(self) -> Numbers:
+        """(U,) the share of all rows that reach the edge."""
+        self._flush()
+        return self._reached / max(self._rows, 1)
 
     def add(self, rows: Tensor) -> None:
-        """Count rows, which may be views into memory that is written to later."""
-        self._waiting.append(rows.clone())
-        if sum(map(len, self._waiting)) >= _ROWS:
+        """Count rows, which are kept for a while."""
+        self._waiting.append(rows)
+        self._count += len(rows)
+        if self._count >= _ROWS:
             self._flush()
 
     def _flush(self) -> None:
@@ -163,10 +192,11 @@ class Moments:
             return
         rows = torch.cat(self._waiting)
         self._waiting.clear()
+        self._rows, self._count = self._rows + self._count, 0
+        self._reached += (rows > 0 if self._edge is None else rows >= self._edge).sum(0).cpu().numpy()
         if self._shift is None:
             self._shift = rows.mean(0)
         rows -= self._shift
-        self._rows += len(rows)
         self._first += rows.cpu().double().sum(0).numpy()
         # the covariance is symmetric: the half above its diagonal will do
         for start in range(0, rows.shape[1], _BLOCK):
@@ -184,9 +214,14 @@ class Moments:
         return mean + shift, second / count - np.outer(mean, mean)
 
 
-def enough(inputs: int) -> int:
-    """Positions of each of so many inputs that are to be sampled."""
-    return int(np.clip(-(-_SAMPLES // max(inputs, 1)), 1, _MOST))
+def enough(inputs: int, units: int) -> int:
+    """Positions of each of so many inputs that are to be sampled for the correlations of so many units."""
+    return int(np.clip(-(-samples_for(units) // max(inputs, 1)), 1, _MOST))
+
+
+def samples_for(units: int) -> int:
+    """Samples that the correlations of so many units need."""
+    return int(np.clip(_EACH * units, _LEAST, _SAMPLES))
 
 
 def fitting(model: Model, places: Mapping[str, Place]) -> int:
@@ -200,23 +235,29 @@ def _apart(place: Place) -> bool:
     return len(place.steps) > (place.rectifier is not None)
 
 
-def _edge(rectifier: Rectifier | None) -> float | None:
+def _edge(rectifier: Rectifier | None) -> float:
     """From where on a value counts as the rectifier's upper limit."""
-    if rectifier is None or rectifier.high is None or rectifier.hard:
-        return None if rectifier is None else rectifier.high
+    if rectifier is None or rectifier.high is None:
+        return math.inf
+    if rectifier.hard:
+        return rectifier.high
     return rectifier.high - _NEAR * (rectifier.high - (rectifier.low or 0.0))
 
 
 class Census:
-    """The tallies of several layers, fed with batches in order."""
+    """The tallies of several layers, fed with batches in order.
+
+    positions: sampled of each input's map; 0: as many as the correlations need, with so many `inputs`.
+    """
 
     def __init__(
-        self, model: Model, network: nn.Module, places: Mapping[str, Place], positions: int, seed: int
+        self, model: Model, network: nn.Module, places: Mapping[str, Place], inputs: int, seed: int, positions: int = 0
     ) -> None:
         self._model, self._network, self._places = model, packed(network, model.example()), places
         self.tallies = {
-            path: Tally(model.layers[path].units, place.layout, place.rectifier, positions, (seed, n))
+            path: Tally(units, place.layout, place.rectifier, positions or enough(inputs, units), (seed, n))
             for n, (path, place) in enumerate(places.items())
+            for units in [model.layers[path].units]
         }
 
     def feed(self, batches: Iterable[NDArray[Any]]) -> None:

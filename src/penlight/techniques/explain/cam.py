@@ -223,7 +223,7 @@ class ScoreCam(_Cam):
         """(units,): how much more the masked inputs excite the unit than one with nothing left."""
         aim, empty, size = self._aim(scene), filled(scene, self.fill), scene.x.shape[2:]
 
-        network = scene.prepared()
+        network = scene.packed()
 
         def score(start: int, stop: int) -> Tensor:
             masks = enlarged(maps[start:stop, None], size, smooth=True)

@@ -154,7 +154,7 @@ def _curve(scene: Scene, order: NDArray[np.intp], before: Tensor, after: Tensor,
     else:
         rank = rank.reshape(1, *(1,) * bool(contract.size), *_places(scene)).to(before.device)
     limits = np.rint(np.linspace(0, count, min(steps, count) + 1)).astype(int)
-    measured, network = _measured(scene), scene.prepared()
+    measured, network = _measured(scene), scene.packed()
 
     def run(start: int, stop: int) -> Tensor:
         limit = torch.as_tensor(limits[start:stop], device=before.device).reshape(-1, *(1,) * (rank.ndim - 1))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from penlight.errors import BadInput, BadOption, CannotRun
 from penlight.inputs import Data, TableContract
 from penlight.models import Model
+from penlight.models.packing import packed
 from penlight.models.probe import undisturbed
 from penlight.results import ExplainResult
 from penlight.results.explain import Explained
@@ -66,6 +67,14 @@ class Scene:
     def prepared(self) -> nn.Module:
         """A frozen copy of the network made for speed, for methods of many passes; made once."""
         return self._prepared
+
+    @cached_property
+    def _packed(self) -> nn.Module:
+        return packed(self._prepared, self.x)
+
+    def packed(self) -> nn.Module:
+        """The same for passes without gradients, whose operators nobody watches; made once."""
+        return self._packed
 
     def rng(self, *names: object) -> np.random.Generator:
         """A random stream of its own for these names, from the seed."""

@@ -231,7 +231,7 @@ def _extended(drawn: Drawn, evaluate: Callable[[Masks, int], Numbers], streams: 
 
 def ask(scene: Scene, make: Callable[[int, int], Tensor], count: int) -> Numbers:
     """(count,): the aim's value for inputs that `make(start, stop)` builds, (stop − start, *shape), a batch at a time."""
-    network = scene.prepared()
+    network = scene.packed()
 
     def run(start: int, stop: int) -> Numbers:
         with torch.inference_mode():
