@@ -38,7 +38,7 @@ class Sweep:
         bottom: int = 0, scores: Scores | None = None,
     ) -> None:  # fmt: skip
         self.batch = batch or fitting(layers, model.device)
-        self._model, self._network = model, packed(network, model.example(self.batch))
+        self._model, self._network = model, packed(network, model.example())
         rows = -(-max(ROWS, self.batch) // self.batch) * self.batch
         with torch.inference_mode():
             sums = input_sums(self._network, layers, self.batch)
