@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WIDTHS = (1, 3, 8)  # newcomers
-_AT_ONCE = 8192  # units
+_AT_ONCE = 2048  # units
 
 
 class Ranking:
