@@ -14,7 +14,7 @@ from penlight.jobs.task import Task
 from penlight.models import Model
 from penlight.models.tracks import token_layers
 from penlight.techniques.contract import default_method, methods
-from penlight.techniques.diagnose.health import default_layers
+from penlight.techniques.diagnose.examination import default_layers
 from penlight.techniques.options import build
 
 _SHARD = 512  # inputs a survey task reads at least: what a killed run loses at most
