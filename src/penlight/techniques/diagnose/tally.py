@@ -72,9 +72,8 @@ class Tally:
         self._fewer = max(1, places * _AFTER // samples_for(units))
         self._tables: dict[int, NDArray[np.int64]] = {}
         self._rows: dict[tuple[int, int, int, int], Tensor] = {}
-        self._number = self._counted = (
-            0  # of the batch's first input, and inputs whose highest and lowest values are counted
-        )
+        self._number = 0  # of the batch's first input
+        self._counted = 0  # inputs whose highest and lowest values are worked in
         self.inputs = self.positions = self.samples = 0
         self._fired = torch.zeros(units, dtype=torch.int64)
         self._after = torch.zeros(units, dtype=torch.float64)
