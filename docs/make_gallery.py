@@ -1,17 +1,19 @@
 """Make the gallery of docs/gallery.md: every method side by side, on the specimen and on networks of yours.
 
     python docs/make_gallery.py letters
-    python docs/make_gallery.py layers CARD.toml LAYER LAYER LAYER [--units 16] [--methods erhan,lucid,penlight]
+    python docs/make_gallery.py layers CARD.toml LAYER LAYER LAYER [--units 16] [--methods erhan,lucid,penlight] [--keep DIR]
     python docs/make_gallery.py classes CARD.toml 'tabby' 'school bus' … [--methods lucid,penlight]
     python docs/make_gallery.py sheets DIR NAME          # of what benchmarks/recognition.py --classes 6 --out DIR has drawn
 
 The first needs nothing but the package; the others take any model card of a picture network (docs/models.md says how to write one for
-torchvision's or timm's). Every run writes one JPEG or PNG to docs/pictures/gallery and prints its name.
+torchvision's or timm's). Every run writes one JPEG or PNG to docs/pictures/gallery and prints its name. Rows of deep layers take long:
+with --keep each is kept in a folder the moment it is done, and a run that was ended goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,22 @@ def one(model: Any, units: Sequence[str], method: str, **options: Any) -> list[A
     return [found.images[u, 0] for u in range(len(units))]
 
 
+def kept(folder: Path | None, model: Any, units: Sequence[str], method: str) -> list[Any] | str:
+    """`one`, or what an earlier run kept of it; says how long it took."""
+    file = folder and folder / f"{Path(model.reference).stem}-{units[0].rpartition(':')[0]}-{method}-{len(units)}.npz"
+    if file and file.exists():
+        with np.load(file) as stored:
+            return list(stored["pictures"])
+    start = time.process_time()
+    row = one(model, units, method)
+    print(f"{units[0]} {method}: {time.process_time() - start:.0f} s", flush=True)
+    if file and not isinstance(row, str):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(file.with_suffix(".new.npz"), pictures=np.stack(row))
+        file.with_suffix(".new.npz").rename(file)
+    return row
+
+
 def letters(given: argparse.Namespace) -> None:
     """All classes of `letters`, a row a method."""
     model = penlight.load("letters")
@@ -98,7 +116,7 @@ def layers(given: argparse.Namespace) -> None:
         if given.methods:
             chosen = np.unique(np.linspace(0, count - 1, min(given.units, count)).astype(int)).tolist()
             units = [f"{layer}:{n}" for n in chosen]
-            rows = [(name, one(model, units, name)) for name in names(given.methods)]
+            rows = [(name, kept(given.keep, model, units, name)) for name in names(given.methods)]
             save(grid(rows, [str(n) for n in chosen], SIDE), f"{Path(given.card).stem}-{layer}-methods.jpg")
             continue
         units = [f"{layer}:{n}" for n in range(min(given.units, count))]
@@ -183,6 +201,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--units", type=int, default=16)
     parser.add_argument("--methods", default="")
+    parser.add_argument("--keep", type=Path, help="folder for finished rows")
     given = parser.parse_args()
     {"letters": letters, "layers": layers, "classes": classes, "sheets": sheets, "why": why}[given.part](given)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from penlight.api.opening import as_model, find_data
 from penlight.jobs import AtlasOptions, Outcome, plan_atlas, run_plan
+from penlight.jobs.executors.processes import helpers
 from penlight.jobs.run import Watch
 from penlight.models import Model
 from penlight.store import Atlas
@@ -36,15 +37,17 @@ def build_atlas(
     top: int = 9,
     seed: int = 0,
     layers: str | Sequence[str] = (),
+    workers: int | None = None,
     **options: Any,
 ) -> Built:
     """Ask every question of every unit and keep the answers in `folder`; what is there already is not asked again.
 
     >>> penlight.build_atlas(model, "pictures/", "atlas/")     # doctest: +SKIP
 
-    `seeds` is the number of random starts a unit, `top` of real examples; `options` go to the synthesis method. A run that is killed
-    at any moment goes on where it was when called again. Raises `ModelMismatch` if the folder holds another network's atlas,
-    `BadOutput` if it holds something else or cannot be written.
+    `seeds` is the number of random starts a unit, `top` of real examples; `options` go to the synthesis method. `workers` processes
+    share the tasks and torch's threads, this one among them; None: one a thread, eight at most, fewer where memory is short, and one
+    alone on a GPU. The answers are the same. A run that is killed at any moment goes on where it was when called again. Raises
+    `ModelMismatch` if the folder holds another network's atlas, `BadOutput` if it holds something else or cannot be written.
     """
     opened = as_model(model)
     patterns = [layers] if isinstance(layers, str) else list(layers)
@@ -55,7 +58,9 @@ def build_atlas(
         atlas.claim(_header(opened))
         atlas.set_meta("data", {"name": found.name, "count": len(found), "classes": found.classes})
         atlas.set_plan([task.key for task in tasks])
-        outcome = run_plan(tasks, opened, found, atlas, watch)
+        left = [task for task in tasks if not atlas.has(task.key)]
+        with helpers(opened, found, left, workers) as crew:
+            outcome = run_plan(tasks, opened, found, atlas, watch, crew)
     return Built(Path(folder), len(tasks), outcome)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from penlight.cli.shared import given, model_options, open_model, technique_options
+from penlight.cli.shared import given, model_options, open_model, technique_options, workers_option
 
 if TYPE_CHECKING:
     from penlight.api import Built
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 )
 @technique_options("visualize", skip=("seeds", "minimize"))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all random numbers.")
+@workers_option
 @click.option("--json", "as_json", is_flag=True, help="What was done, as JSON on stdout, and nothing else there.")
 def command(
     model: str,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penlight.cli.atlas import build
-from penlight.cli.shared import open_model
+from penlight.cli.shared import open_model, workers_option
 
 if TYPE_CHECKING:
     from penlight.models import Model
@@ -34,7 +34,8 @@ _SAYS = {
 )
 @click.option("--specimen", "names", multiple=True, type=click.Choice(list(_OPTIONS)), help="Only this one.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to compute.")
-def command(out: Path, names: tuple[str, ...], device: str) -> None:
+@workers_option
+def command(out: Path, names: tuple[str, ...], device: str, workers: int | None) -> None:
     """Open the specimens, ask everything of every unit of theirs, and write the sites."""
     from penlight.web.site import build_site
 
@@ -45,7 +46,7 @@ def command(out: Path, names: tuple[str, ...], device: str) -> None:
         units = sum(layer.units for layer in model.layers.values() if layer.alias_of is None)
         click.echo(f"{name}: {_SAYS[name]}; {len(model.layers)} layers, {units} units", err=True)
         place = out if name == "letters" else out / name
-        built = build(model, _looked_at(model), place / "atlas", _OPTIONS[name])
+        built = build(model, _looked_at(model), place / "atlas", {**_OPTIONS[name], "workers": workers})
         pages[name] = build_site(place / "atlas", place / "site")
         failed = failed or bool(built.outcome.failed)
     first = _first(out, pages)

@@ -52,6 +52,14 @@ def result_options(function: F) -> F:
     return function
 
 
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Processes that share the work. [default: one a core, 8 at most]",
+)
+
+
 def technique_options(verb: str, skip: Iterable[str] = (), only: str = "") -> Callable[[F], F]:
     """A flag for every option of every method of the verb, or of the method `only`, read from the methods themselves."""
 

@@ -55,6 +55,7 @@ class Model:
         self.figures = dict(figures or {})
         self.data = data  # path of the data that came with a specimen
         self.generator = generator  # reference of the network that came with it and makes its inputs from codes
+        self.opening: Mapping[str, Any] | None = None  # what `load_model` opens it with again; None for a live module
         if (
             self.text is not None
             and self.labels is None

@@ -197,7 +197,7 @@ class Atlas:
 
 
 def _connect(file: Path) -> sqlite3.Connection:
-    return sqlite3.connect(file, timeout=30)
+    return sqlite3.connect(file, timeout=30, check_same_thread=False)  # a run has one thread at a time use it
 
 
 def _lock(folder: Path) -> sqlite3.Connection:

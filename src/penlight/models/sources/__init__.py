@@ -68,6 +68,7 @@ def load_model(
     input: Mapping[str, Any] | None = None,
 ) -> Model:
     """A model from a reference, or from a live module with an example input; see `penlight.load`."""
+    again = dict(locals())
     if isinstance(reference, nn.Module):
         opened, text = Opened(reference), type(reference).__name__
     else:
@@ -80,6 +81,8 @@ def load_model(
     _check_device(device)
     names = labels if labels is not None else opened.labels
     model = Model(opened.network, contract, names, text, opened.figures, opened.data, opened.generator)
+    if not isinstance(reference, nn.Module):
+        model.opening = again
     return model if device is None else model.to(pick_device(device))
 
 

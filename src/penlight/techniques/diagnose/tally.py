@@ -26,7 +26,8 @@ _AFTER = (
 )
 _TOGETHER = 64  # inputs whose highest and lowest values are counted in one go
 _CACHE, _LARGEST = 20e6, 64  # bytes of a batch's largest map, and inputs, of one pass
-_ROWS, _BLOCK = 256, 256  # samples in one product, and units on its left side
+_ROWS, _BLOCK = 512, 256  # samples in one product, and units on its left side
+_SINGLE = 8192  # samples whose products are summed in single precision
 _NEAR = 0.01  # of the way between its limits: how near its upper limit a soft rectifier counts as saturated
 Numbers = NDArray[np.float64]
 
@@ -169,7 +170,8 @@ class Moments:
     def __init__(self, units: int, edge: float | None = None) -> None:
         self._waiting: list[Tensor] = []
         self._shift: Tensor | None = None  # near the mean, so that squares do not cancel
-        self._rows, self._count, self._edge = 0, 0, edge  # rows worked in, and waiting
+        self._part: Tensor | None = None  # products of the last `_held` rows, where the rows are
+        self._rows, self._count, self._held, self._edge = 0, 0, 0, edge  # rows worked in, and waiting
         self._first, self._second = np.zeros(units), np.zeros((units, units))
         self._reached = np.zeros(units, np.int64)
 
@@ -186,6 +188,7 @@ class Moments:
         if self._count >= _ROWS:
             self._flush()
 
+    @torch.inference_mode()
     def _flush(self) -> None:
         if not self._waiting:
             return
@@ -193,18 +196,30 @@ class Moments:
         self._waiting.clear()
         self._rows, self._count = self._rows + self._count, 0
         self._reached += (rows > 0 if self._edge is None else rows >= self._edge).sum(0).cpu().numpy()
-        if self._shift is None:
-            self._shift = rows.mean(0)
+        if self._shift is None or self._part is None:
+            self._shift, self._part = rows.mean(0), rows.new_zeros(self._second.shape)
         rows -= self._shift
         self._first += rows.cpu().double().sum(0).numpy()
         # the covariance is symmetric: the half above its diagonal will do
         for start in range(0, rows.shape[1], _BLOCK):
             part = slice(start, start + _BLOCK)
-            self._second[part, start:] += (rows[:, part].T @ rows[:, start:]).cpu().numpy()
+            self._part[part, start:].addmm_(rows[:, part].T, rows[:, start:])
+        self._held += len(rows)
+        if self._held >= _SINGLE:
+            self._spill()
+
+    @torch.inference_mode()
+    def _spill(self) -> None:
+        """Work the products into the sums of double precision."""
+        if self._part is not None:
+            self._second += self._part.cpu().numpy()
+            self._part.zero_()
+            self._held = 0
 
     def done(self) -> tuple[Numbers, Numbers]:
         """(mean (U,), covariance (U, U)) of all rows."""
         self._flush()
+        self._spill()
         count = max(self._rows, 1)
         mean = self._first / count
         shift = 0.0 if self._shift is None else self._shift.double().cpu().numpy()
