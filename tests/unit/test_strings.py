@@ -12,13 +12,14 @@ from torch import nn
 from penlight.errors import BadInput, BadUnit, CannotRun
 from penlight.inputs import InputContract, TextContract, open_data
 from penlight.models import Model
+from penlight.models.language import continues
 from penlight.render.strings import strings_fragment, strings_page
 from penlight.results import load_result
 from penlight.results.strings import StringsResult
 from penlight.techniques.contract import Request
 from penlight.techniques.options import build
 from penlight.techniques.visualize.beams import Stepper, ends, grams, written
-from penlight.techniques.visualize.likelihood import continues, log2, pairs, prior_of
+from penlight.techniques.visualize.likelihood import log2, pairs, prior_of
 from penlight.techniques.visualize.methods.strings import Strings
 
 ABC = "abcdef"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from penlight.api.opening import as_model, find_data, open_survey, silent, technique
+from penlight.errors import BadOption
 from penlight.jobs.plan import chosen_layers
 from penlight.models import Model
 from penlight.results import (
@@ -111,11 +112,16 @@ def diagnose(
     >>> r.ablation["conv2"].shape, r.layers["conv2"].needed          # doctest: +SKIP
 
     `data` is as `survey` takes it; without labels the network is held against its own answers. `layers` are paths or patterns, by
-    default convolutions and dense layers but for the class scores. `pictures` are results of `visualize` with several seeds, or
-    folders they were saved in, for the verdicts static and unstable. `prune` names a .safetensors file that the network without the
-    units that can go is written to. Raises `BadInput`, `BadOutput`, `CannotRun` or `UnknownName`.
+    default convolutions and dense layers but for the class scores, of a network on text the hidden states. `pictures` are results of
+    `visualize` with several seeds, or folders they were saved in, for the verdicts static and unstable. `prune` names a .safetensors
+    file that the network without the units that can go is written to. Raises `BadInput`, `BadOption`, `BadOutput`, `CannotRun` or
+    `UnknownName`.
     """
     opened = as_model(model)
+    if prune is not None and opened.text is not None:
+        raise BadOption(
+            "prune cuts units out of networks on pictures and tables, not yet out of those on text; leave it out"
+        )
     file = None if prune is None else checked_file(prune)
     patterns = [layers] if isinstance(layers, str) else layers
     paths = chosen_layers(opened, patterns) if patterns else ()  # without any the method knows which

@@ -28,7 +28,7 @@ PAGE = "diagnosis.html"
     "--layers",
     multiple=True,
     metavar="PATTERN",
-    help="Layers to judge, as in 'features.*'; by default convolutions and dense ones.",
+    help="Layers to judge, as in 'features.*'; by default convolutions and dense ones, of text the recurrent ones.",
 )
 @click.option(
     "--pictures", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
@@ -38,7 +38,7 @@ PAGE = "diagnosis.html"
     "--prune", type=click.Path(path_type=Path), metavar="OUT.safetensors",
     help="Write the network without the units that can go, and measure it; OUT.json says which were kept.",
 )  # fmt: skip
-@technique_options("diagnose", only="health")
+@technique_options("diagnose")
 @result_options
 def command(
     model: str,
@@ -56,8 +56,8 @@ def command(
 ) -> None:
     """Say which units of MODEL are dead, saturated, duplicates or not needed, and prove it by taking them away.
 
-    DATA is a folder of pictures (subfolders are classes) or an .npz file; a specimen brings its own. With --out, diagnosis.html there
-    shows all of it on one page.
+    DATA is a folder of pictures (subfolders are classes) or an .npz file, texts, or a table; a specimen brings its own. With --out,
+    diagnosis.html there shows all of it on one page.
     """
     from penlight.api import diagnose
     from penlight.render.diagnosis import page, text

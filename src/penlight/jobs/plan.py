@@ -14,6 +14,7 @@ from penlight.jobs.task import Task
 from penlight.models import Model
 from penlight.models.tracks import token_layers
 from penlight.techniques.contract import default_method, methods
+from penlight.techniques.diagnose.cells import default_cells
 from penlight.techniques.diagnose.examination import default_layers
 from penlight.techniques.options import build
 
@@ -21,6 +22,7 @@ _SHARD = 512  # inputs a survey task reads at least: what a killed run loses at 
 _SHARDS = 64  # survey tasks at most
 _CHUNK = 32  # units a synthesis task renders
 _EXAMINED = {"tested": 500, "tried": 40, "effort": 0.03, "positions": 16}  # a glance, beside what the syntheses take
+_READ = {"tested": 40, "tried": 2, "effort": 0.03}  # the same of a network on text
 _LEAST = 3  # inputs shown that excite a unit least
 _STRINGS = {"width": 8, "length": 24, "real": 0}  # a glance, beside what `visualize` takes
 _PAGES, _TRIED = 4000, 1000  # tokens of the text that is shown whole, about, and texts looked at for it
@@ -83,6 +85,9 @@ def _texts(model: Model, data: Data | None, layers: Sequence[str], asked: AtlasO
     )  # fmt: skip
     yield survey
     yield _task(model, "activations", "tracks", asked.seed, {}, layers=tuple(read), data=digest, inputs=(_shown(data),))
+    examined = tuple(path for path in default_cells(model) if path in read)
+    if examined:
+        yield _task(model, "diagnose", "cells", asked.seed, _READ, layers=examined, data=digest)
     for minimize in (False, True):  # of the cells that can be read: every string takes seconds
         options = {**_STRINGS, **asked.options, "seeds": asked.seeds, "minimize": minimize}
         yield _task(model, "visualize", asked.method, asked.seed, options, data=digest, needs=(survey.key,))

@@ -94,7 +94,7 @@ class Reader:
 
         def reader(path: str) -> Callable[[Tensor], Tensor | None]:
             def take(output: Tensor) -> None:
-                found[path] = self._placed(path, output, sizes)
+                found[path] = self.placed(path, output, sizes)
 
             return take
 
@@ -110,10 +110,11 @@ class Reader:
             tensor = first_tensor(output)
             if tensor is None:
                 raise CannotRun(f"{self.model.reference} puts out no tensor")
-            found[OUTPUT] = self._placed(OUTPUT, tensor, sizes)
+            found[OUTPUT] = self.placed(OUTPUT, tensor, sizes)
         return found
 
-    def _placed(self, path: str, output: Tensor, sizes: tuple[int, int]) -> Tensor:
+    def placed(self, path: str, output: Tensor, sizes: tuple[int, int]) -> Tensor:
+        """What a layer, or the network, put out for (texts, tokens), as (texts, tokens, units)."""
         batch, steps = sizes
         layout = self._output if path == OUTPUT else self.model.layer(path).layout
         if layout == _ROWS and output.ndim == 2 and len(output) == batch * steps:

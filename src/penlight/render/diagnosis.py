@@ -24,6 +24,7 @@ _MEANINGS = {
 }
 _AGAINST = {
     "labels": "against the labels",
+    "next tokens": "against the tokens that come next",
     "own answers": "against the network's own answers on the whole",
     "own output": "as relative change of the output",
 }
@@ -88,7 +89,8 @@ def _units(result: DiagnoseResult) -> list[dict[str, Any]]:
 
 def _tested(result: DiagnoseResult) -> str:
     count = result.removals[0].inputs if result.removals else 0
-    return f"{count:,} inputs, {_AGAINST[result.truth]}"
+    what = "stretches of text" if result.truth == "next tokens" else "inputs"
+    return f"{count:,} {what}, {_AGAINST[result.truth]}"
 
 
 def _why(one: Removal) -> str:

@@ -62,7 +62,7 @@ DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "activations": {"text": "tracks", "": "maps"},
     "explain": {"": "occlusion"},
     "survey": {"text": "passages", "table": "columns", "": "stream"},
-    "diagnose": {"": "health"},
+    "diagnose": {"text": "cells", "": "health"},
     "formula": {"": "symbolic"},
 }
 """The method that answers where none is named: verb → kind of input → name, "" for every other kind."""

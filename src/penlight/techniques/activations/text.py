@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from penlight.errors import BadInput, CannotRun
+from penlight.errors import BadInput
 from penlight.inputs import Data, TextContract
 from penlight.inputs.properties import Property, at_tokens, chosen
 from penlight.models import Model
+from penlight.models.language import continues
 from penlight.models.tracks import OUTPUT, token_layers, tracks
 from penlight.results.tracks import Known, Text, TracksResult
 from penlight.techniques.contract import Request, Technique
@@ -172,7 +173,7 @@ def _read(
 ) -> tuple[list[Values], list[NDArray[np.float32]]]:
     """By text: the values of every layer, and the probability of every token (nothing of what is no language model)."""
     model, total, done = request.model, sum(map(len, texts)), 0
-    expects = _expects(model)
+    expects = continues(model)
     parts: list[dict[str, list[NDArray[np.floating]]]] = [{path: [] for path in paths} for _ in texts]
     given = [np.full(len(ids) if expects else 0, np.nan, np.float32) for ids in texts]
     for stretch in tracks(model, texts, [*paths, *([OUTPUT] if expects else [])]):
@@ -203,20 +204,6 @@ def _probabilities(scores: Tensor) -> Tensor:
     if len(scores) and bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < _SUM).all()):
         return scores
     return scores.softmax(1)
-
-
-def _expects(model: Model) -> bool:
-    """Whether the network puts out a score of every token of the vocabulary at every token, from what came before alone."""
-    assert model.text is not None
-    size = len(model.text.vocabulary)
-    ids = np.random.default_rng(0).integers(size, size=12)
-    other = np.concatenate([ids[:-1], (ids[-1:] + 1) % size])
-    try:
-        first, second = (torch.cat([s.values[OUTPUT] for s in tracks(model, [one], [OUTPUT])]) for one in (ids, other))
-    except CannotRun:
-        return False
-    largest = float(first.abs().max())
-    return first.shape[1] == size and bool((first[:-1] - second[:-1]).abs().max() <= 1e-4 * largest + 1e-6)
 
 
 def _scores(texts: Sequence[Text], paths: Sequence[str], kinds: Sequence[str]) -> Mapping[str, NDArray[np.float32]]:

@@ -32,13 +32,14 @@ CAN_GO = "can go"
 _WEIGHTED = ("Conv1d", "Conv2d", "Conv3d", "Linear", "Conv2dSame")
 _WORK = 1e12  # multiply-adds of one unit of the option `effort`
 _TRIES = 7  # passes a layer that the search for what can go takes, about
-_FEWEST_TRIED = 20
 _SHRINK = 0.85  # of what was to go, when all of the data says it is too much
 Numbers = NDArray[np.float64]
 
 
 class Examination:
     """One run of `Health`, step by step."""
+
+    fewest_tried = 20  # inputs that single units are silenced on, whatever the effort allows
 
     def __init__(self, health: Health, request: Request, data: Data) -> None:
         self._health, self._request, self._model, self._data = health, request, request.model, data
@@ -64,7 +65,7 @@ class Examination:
     def result(self) -> DiagnoseResult:
         found = self._census()
         judged = self._judged(found)
-        inputs, classes = self._held(max(self._health.tried, _FEWEST_TRIED))
+        inputs, classes = self._held(max(self._health.tried, self.fewest_tried))
         effects, tried = self._effects(found, inputs, classes)
         orders = {
             path: ordered(effect, self._values(found[path]), judged[path].scaled) for path, effect in effects.items()
@@ -88,7 +89,7 @@ class Examination:
             tuple(removals),
             gone,
             next(iter(found.values())).inputs,
-            "own output" if self._model.class_layer is None else "labels" if self._truth.labelled else "own answers",
+            self._held_against(),
             loss,
             accuracy,
             tuple(self._notes),
@@ -96,6 +97,12 @@ class Examination:
             None,
             {path: {u: v for u, v in judged[path].scaled.items() if u in units} for path, units in gone.items()},
         )
+
+    def _held_against(self) -> str:
+        """What loss and accuracy are measured against."""
+        if self._model.class_layer is None:
+            return "own output"
+        return "labels" if self._truth.labelled else "own answers"
 
     def _layer(self, path: str, found: Tallied, effect: Numbers, tried: int, removable: tuple[int, ...]) -> LayerHealth:
         rectifier = self._places[path].rectifier
@@ -168,7 +175,7 @@ class Examination:
         return np.sort(np.random.default_rng([self._request.seed, 7]).permutation(total)[:count])
 
     def _held(self, count: int) -> tuple[NDArray[Any], list[int | None]]:
-        parts = [b for b in batches(_Part(self._data, self._drawn(count)), self._batch) if b.index]
+        parts = [b for b in batches(Part(self._data, self._drawn(count)), self._batch) if b.index]
         if not parts:
             raise BadInput(f"not one of the inputs drawn from {self._data.name} can be read; give another seed")
         return np.concatenate([b.inputs for b in parts]), [c for b in parts for c in b.classes]
@@ -177,7 +184,7 @@ class Examination:
         """How many of `count` inputs the effort allows."""
         if not self._health.effort:
             return count
-        return int(min(count, max(_FEWEST_TRIED, self._health.effort * _WORK // max(per_input, 1.0))))
+        return int(min(count, max(self.fewest_tried, self._health.effort * _WORK // max(per_input, 1.0))))
 
     def _effects(
         self, found: Mapping[str, Tallied], inputs: NDArray[Any], classes: Sequence[int | None]
@@ -222,7 +229,7 @@ class Examination:
         counts: dict[str, int], shared: dict[str, int],
     ) -> tuple[list[Removal], dict[str, int], dict[str, int], tuple[float, float]]:  # fmt: skip
         """Every set measured on the data; what turns out to cost too much there is made smaller until it does not."""
-        flagged = [one for path in self._places for one in _flagged(path, judged[path], found[path].mean)]
+        flagged = [one for path in self._places for one in self._flagged(path, judged[path], found[path].mean)]
         counts = {path: n for path, n in counts.items() if n}
         shared = {path: n for path, n in shared.items() if n} if len(counts) > 1 else {}
         asked = [{path: n} for path, n in counts.items()] + ([shared] if shared else [])  # the last: all layers at once
@@ -238,15 +245,26 @@ class Examination:
         removals = [one for one in done[: len(flagged)] + late if one.count]
         return removals, {path: alone.get(path, 0) for path in self._places}, asked[-1] if asked else {}, base
 
-    def _going(self, orders: Mapping[str, Order], counts: Mapping[str, int]) -> _Proof:
-        return _Proof(CAN_GO, self._health.replace, {path: orders[path].patch(n) for path, n in counts.items() if n})
+    def _flagged(self, path: str, judged: Judged, mean: Numbers) -> list[Proof]:
+        """The sets of flagged units of one layer, each silenced in two ways; duplicates in a third, made of the others."""
+        proofs = []
+        for verdict in dict.fromkeys(name for told in judged.verdicts.values() for name in told):
+            units = judged.units(verdict)
+            proofs.append(Proof(verdict, ZERO, {path: Patch(units)}))
+            proofs.append(Proof(verdict, MEAN, {path: Patch(units, tuple(float(mean[u]) for u in units))}))
+            if verdict == "duplicate":
+                proofs.append(Proof(verdict, STAND_IN, {path: judged.stand_in()}))
+        return proofs
+
+    def _going(self, orders: Mapping[str, Order], counts: Mapping[str, int]) -> Proof:
+        return Proof(CAN_GO, self._health.replace, {path: orders[path].patch(n) for path, n in counts.items() if n})
 
     def _costs(self, one: Removal) -> float:
         return one.loss - one.loss_before if np.isnan(one.accuracy) else one.accuracy_before - one.accuracy
 
-    def _measured(self, proofs: Sequence[_Proof]) -> tuple[list[Removal], tuple[float, float]]:
+    def _measured(self, proofs: Sequence[Proof]) -> tuple[list[Removal], tuple[float, float]]:
         """Each set's removal on the inputs drawn for it, and (loss, accuracy) of the whole network."""
-        part = _Part(self._data, self._drawn(self._health.tested))
+        part = Part(self._data, self._drawn(self._health.tested))
         cuts: list[Cut] = [one.cut for one in proofs]
         rows = [self._bench.measure(b.inputs, b.classes, cuts) for b in batches(part, self._batch) if b.index]
         scores = np.concatenate(rows, 2)
@@ -259,7 +277,7 @@ class Examination:
         removals = [self._removal(n, one, scores[0], scores[n + 1]) for n, one in enumerate(proofs)]
         return removals, (float(scores[0, 0].mean()), float(scores[0, 1].mean()))
 
-    def _removal(self, number: int, proof: _Proof, base: Numbers, cut: Numbers) -> Removal:
+    def _removal(self, number: int, proof: Proof, base: Numbers, cut: Numbers) -> Removal:
         rng = np.random.default_rng([self._request.seed, 11, number])
         low, high = zip(
             *(interval(after - before, rng, self._health.draws) for before, after in zip(base, cut, strict=True)),
@@ -283,22 +301,12 @@ class Examination:
 
 
 @dataclass(frozen=True)
-class _Proof:
+class Proof:
+    """A set of units that is taken away: why, how, and where."""
+
     why: str
     how: str
     cut: Mapping[str, Patch]
-
-
-def _flagged(path: str, judged: Judged, mean: Numbers) -> list[_Proof]:
-    """The sets of flagged units of one layer, each silenced in two ways; duplicates in a third, made of the others."""
-    proofs = []
-    for verdict in dict.fromkeys(name for told in judged.verdicts.values() for name in told):
-        units = judged.units(verdict)
-        proofs.append(_Proof(verdict, ZERO, {path: Patch(units)}))
-        proofs.append(_Proof(verdict, MEAN, {path: Patch(units, tuple(float(mean[u]) for u in units))}))
-        if verdict == "duplicate":
-            proofs.append(_Proof(verdict, STAND_IN, {path: judged.stand_in()}))
-    return proofs
 
 
 def _mean(changes: Numbers) -> Numbers:
@@ -339,7 +347,7 @@ def _readable(model: Model, network: Any, layers: Sequence[str], strict: bool) -
     return [path for path in layers if path not in odd]
 
 
-class _Part:
+class Part:
     """Some inputs of a data set."""
 
     def __init__(self, data: Data, index: NDArray[np.intp]) -> None:

@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from penlight.errors import BadInput, CannotRun
+from penlight.errors import BadInput
 from penlight.inputs import Data
 from penlight.models import Model
-from penlight.models.tracks import OUTPUT, Reader
+from penlight.models.language import continues, log_shares
 
 _PAIRS = 2048  # tokens of a vocabulary up to which pairs are counted, above it single tokens
-_LEAST = 1e-12  # a probability that stands for 0
 _BACK = 2.0  # how often a pair has to be met until its own count weighs as much as the single tokens'
 
 
@@ -63,11 +62,8 @@ class Prior:
 
 
 def log2(scores: Tensor) -> Tensor:
-    """Scores before softmax, or probabilities, or their logarithms (…, V) → log2 of the probabilities."""
-    scores = scores.float()
-    if bool((scores >= 0).all()) and bool(((scores.sum(-1) - 1).abs() < 1e-3).all()):
-        return scores.clamp_min(_LEAST).log2()
-    return scores.log_softmax(-1) / math.log(2)
+    """`log_shares` to the base of 2: bits."""
+    return log_shares(scores) / math.log(2)
 
 
 def prior_of(model: Model, data: Data | None, budget: int) -> Prior:
@@ -77,24 +73,6 @@ def prior_of(model: Model, data: Data | None, budget: int) -> Prior:
     if data is None:
         return Prior("none")
     return Prior(f"pairs of tokens of {data.name}", table=pairs(model, data, budget))
-
-
-def continues(model: Model) -> bool:
-    """Whether the output is a score for each token of the vocabulary at every step, made without looking ahead."""
-    assert model.text is not None
-    words, rng = len(model.text.vocabulary), np.random.default_rng(0)
-    steps = 12 if words != 12 else 13  # another number than the scores', by which axes are told apart
-    ids = rng.integers(words, size=(2, steps))
-    other = ids.copy()
-    other[:, 6:] = (ids[:, 6:] + 1) % words
-    try:
-        reader = Reader(model, [OUTPUT])
-        one, two = reader(ids)[OUTPUT], reader(other)[OUTPUT]
-    except CannotRun:
-        return False
-    if one.shape[-1] != words:
-        return False
-    return bool(torch.allclose(one[:, :6], two[:, :6], rtol=1e-4, atol=1e-5))
 
 
 def pairs(model: Model, data: Data, budget: int) -> Tensor:
