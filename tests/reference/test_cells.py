@@ -261,3 +261,32 @@ def test_what_it_takes_and_what_it_refuses(tmp_path):
     with pytest.raises(BadOption, match="'cells' is for text"):
         penlight.diagnose("letters", method="cells")
     assert isinstance(Model(zoo.seeded(Judges), TextContract.of(ABC)), Model)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"kind": nn.GRU}, {"kind": nn.RNN}, {"kind": nn.RNN, "nonlinearity": "relu"}, {"proj_size": 3}, {"bidirectional": True}],
+    ids=["lstm", "gru", "rnn", "rnn-relu", "projected", "both-ways"],
+)  # fmt: skip
+def test_units_silenced_in_turn_are_those_silenced_one_by_one(more):
+    make = Speaks if "bidirectional" not in more else BothWays
+    model = opened(make, **more)
+    bench = TextBench(model, Truth(None), "bidirectional" not in more, 2)
+    ids = RNG.integers(6, size=(3, 15))
+    for path in default_cells(model):
+        together = bench.singles(path, ids, [None] * 3, None)
+        for unit in range(model.layers[path].units):
+            alone = bench.measure(ids, [None] * 3, [{path: Patch((unit,))}])[1]
+            assert np.allclose(together[unit], alone, atol=1e-5, equal_nan=True)
+
+
+class BothWays(nn.Module):
+    """Tells texts apart by reading them in both directions."""
+
+    def __init__(self, bidirectional=True):
+        super().__init__()
+        self.embedding, self.rnn = nn.Embedding(6, 5), nn.LSTM(5, 4, batch_first=True, bidirectional=bidirectional)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.head(self.rnn(self.embedding(ids))[0].mean(1))

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ import torch
 import penlight
 import zoo
 from penlight.errors import BadOption, BadOutput, CannotRun
+from penlight.inputs import pick
 from penlight.jobs import AtlasOptions, plan_atlas, run_plan
 from penlight.jobs.executors.contract import Lost
 from penlight.jobs.executors.local import answer
-from penlight.jobs.executors.processes import _error, _usual, helpers
+from penlight.jobs.executors.processes import _error, _order, _usual, helpers
 from penlight.store import Atlas
 
 TESTS = Path(__file__).parents[1]
@@ -109,6 +111,23 @@ def test_a_live_module_is_sent_as_it_is(tmp_path, data, module):
         assert store.get(tasks[0].key).kind == "survey"
     texts = {str(warning.message) for warning in said}
     assert ("a network's own warning" in texts) == (module is Chatty)
+
+
+@pytest.mark.parametrize("name", ["letters", "biopsies", "code"])
+def test_specimens_and_their_data_can_be_sent(name):
+    model = penlight.load(name)
+    found = penlight.api.find_data(model, None)
+    tasks = plan_atlas(model, pick(found, range(4)), AtlasOptions())
+    opening, *_, sent, _ = pickle.loads(_order(model, pick(found, range(4)), tasks, True))
+    assert opening["reference"] == name
+    assert (len(sent), sent.fingerprint()) == (4, pick(found, range(4)).fingerprint())
+    assert np.array_equal(sent.read(2), found.read(2))
+
+
+def test_a_folder_of_texts_can_be_sent(tmp_path):
+    (tmp_path / "a.txt").write_text("abba")
+    found = penlight.inputs.open_data(tmp_path, penlight.load("code").contract)
+    assert np.array_equal(pickle.loads(pickle.dumps(found)).read(0), found.read(0))
 
 
 def test_a_model_that_cannot_be_sent_is_computed_here(tmp_path, data):

@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class _Source:
 
     name: str
     label: int | None
-    fetch: Callable[[], str]
+    fetch: Callable[[], str]  # can be pickled, so that another process reads the same text
     size: str  # what changes when the text does
 
 
@@ -177,21 +178,22 @@ def _looks_like_text(path: Path) -> bool:
 
 
 def _literal(name: str, text: str, label: int | None = None) -> _Source:
-    return _Source(name, label, lambda: _plain(text), hashlib.sha256(text.encode("utf-8", "replace")).hexdigest())
+    return _Source(name, label, partial(_plain, text), hashlib.sha256(text.encode("utf-8", "replace")).hexdigest())
 
 
 def _file(path: Path, name: str, label: int | None = None) -> _Source:
-    def fetch() -> str:
-        try:
-            return _decoded(path.read_bytes(), name)
-        except OSError as error:
-            raise BadInput(f"{path} cannot be read: {error}") from error
-
     try:
         stat = path.stat()
     except OSError as error:
         raise BadInput(f"there is no text file {path}") from error
-    return _Source(name, label, fetch, f"{stat.st_size} {stat.st_mtime_ns}")
+    return _Source(name, label, partial(_from_file, path, name), f"{stat.st_size} {stat.st_mtime_ns}")
+
+
+def _from_file(path: Path, name: str) -> str:
+    try:
+        return _decoded(path.read_bytes(), name)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error}") from error
 
 
 def _archive(path: Path) -> list[_Source]:
@@ -203,18 +205,18 @@ def _archive(path: Path) -> list[_Source]:
     if not entries:
         raise BadInput(f"{path} is an archive without files")
 
-    def fetcher(name: str) -> Callable[[], str]:
-        def fetch() -> str:
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    return _decoded(archive.read(name), name)
-            except (OSError, zipfile.BadZipFile, KeyError, RuntimeError) as error:
-                raise BadInput(f"{name} in {path} cannot be read: {error}") from error
-
-        return fetch
-
     ordered = sorted(entries, key=lambda e: e.filename)
-    return [_Source(e.filename, None, fetcher(e.filename), f"{e.file_size} {e.CRC:x}") for e in ordered]
+    return [
+        _Source(e.filename, None, partial(_from_archive, path, e.filename), f"{e.file_size} {e.CRC:x}") for e in ordered
+    ]
+
+
+def _from_archive(path: Path, name: str) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _decoded(archive.read(name), name)
+    except (OSError, zipfile.BadZipFile, KeyError, RuntimeError) as error:
+        raise BadInput(f"{name} in {path} cannot be read: {error}") from error
 
 
 def _decoded(data: bytes, name: str) -> str:

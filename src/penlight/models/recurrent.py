@@ -70,7 +70,7 @@ def written_out(network: nn.Module, batch_first: bool = True) -> nn.Module:
         if isinstance(module, nn.RNNBase) and not hasattr(module, "hidden_l0"):
             for name in track_names(module):
                 module.add_module(name, Track())
-            module.__dict__["carry"] = None
+            module.__dict__["carry"], module.__dict__["heard"] = None, {}
             module.__dict__["forward"] = MethodType(_forward, module)
     _begin_by_itself(twin, batch_first)
     return twin
@@ -122,6 +122,16 @@ def carrying(network: nn.Module, lanes: int) -> Iterator[list[Carry]]:
     finally:
         for module in modules:
             module.__dict__["carry"] = None
+
+
+@contextmanager
+def unheard(module: nn.RNNBase, name: str, heard: Tensor) -> Iterator[None]:
+    """Inside the block one layer's states (`l0`, `l1_reverse`) are multiplied by `heard` (lanes, H) at every step: 0 silences a unit."""
+    module.__dict__["heard"][name] = heard
+    try:
+        yield
+    finally:
+        del module.__dict__["heard"][name]
 
 
 def _forward(module: nn.RNNBase, given: Any, hx: Any = None) -> Any:
@@ -213,6 +223,7 @@ class _Weights:
     bias_into: Tensor | None
     bias_again: Tensor | None
     project: Tensor | None
+    heard: Tensor | None = None  # (lanes, H): what every step's states are multiplied by
 
     @classmethod
     def of(cls, module: nn.RNNBase, name: str) -> _Weights:
@@ -222,7 +233,7 @@ class _Weights:
         into, again = find("weight_ih"), find("weight_hh")
         assert into is not None
         assert again is not None
-        return cls(into, again, find("bias_ih"), find("bias_hh"), find("weight_hr"))
+        return cls(into, again, find("bias_ih"), find("bias_hh"), find("weight_hr"), module.__dict__["heard"].get(name))
 
     def for_sigmoids(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """(inputs, gates·H), (hidden, gates·H), the sum of the biases, and (H, hidden) of the projection, for `_lstm_in_place`.
@@ -277,6 +288,8 @@ def _lstm_in_place(weights: _Weights, steps: Tensor, hidden: Tensor, cell: Tenso
         for n, (row, i, f, g, o) in enumerate(parts, start):
             row.addmm_(half, across).sigmoid_()
             twice = torch.mul(f, twice, out=cells[n]).addcmul_(i, g, value=4).sub_(i, alpha=2)
+            if weights.heard is not None:
+                twice.mul_(weights.heard)
             half = torch.sigmoid(twice, out=inner[n]).sub_(0.5).mul_(o)
             if project is not None:
                 half = torch.mm(half, project, out=hiddens[n])
@@ -297,6 +310,8 @@ def _lstm_differentiable(weights: _Weights, gates: Tensor, hidden: Tensor, cell:
         i, f, g, o = torch.addmm(here, hidden, weights.again.t()).chunk(4, 1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         cell = f * cell + i * g
+        if weights.heard is not None:
+            cell = cell * weights.heard
         hidden = o * cell.tanh()
         if weights.project is not None:
             hidden = hidden @ weights.project.t()
@@ -314,6 +329,8 @@ def _gru(weights: _Weights, steps: Tensor, state: tuple[Tensor, ...], mode: str,
         r, z = (r + again_r).sigmoid(), (z + again_z).sigmoid()
         n = torch.addcmul(n, r, again_n).tanh()
         hidden = torch.lerp(n, hidden, z)
+        if weights.heard is not None:
+            hidden = hidden * weights.heard
         for name, value in zip(kept, (hidden, r, z, n), strict=True):
             kept[name].append(value)
     return {name: torch.stack(values) for name, values in kept.items()}, (hidden,)
@@ -325,5 +342,7 @@ def _plain(weights: _Weights, steps: Tensor, state: tuple[Tensor, ...], mode: st
     kept: list[Tensor] = []
     for here in weights.gates(steps, True).unbind(0):
         hidden = act(torch.addmm(here, hidden, weights.again.t()))
+        if weights.heard is not None:
+            hidden = hidden * weights.heard
         kept.append(hidden)
     return {"hidden": torch.stack(kept)}, (hidden,)

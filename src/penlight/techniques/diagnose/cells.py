@@ -120,8 +120,8 @@ class Reading(Examination):
         macs = float(weights * getattr(cells, "length", 1))
         written = state_of(self._model.network, path)
         if written is not None:
-            relu = getattr(written[0], "mode", "") == "RNN_RELU"
-            return Place(path, layer.layout, (), Rectifier("relu", 0.0, None, True) if relu else None, macs)
+            rectifier = Rectifier("relu", 0.0, None, True) if written.rectified else None
+            return Place(path, layer.layout, (), rectifier, macs)
         found = places(self._model, [path], self._model.network)[path]
         return Place(path, layer.layout, (), found.rectifier if len(found.steps) == 1 else None, macs)
 
@@ -192,10 +192,8 @@ def default_cells(model: Model) -> list[str]:
 def limit(model: Model, path: str) -> float:
     """From where on a value, or its negative, counts as a squashed one at its limit; infinite where nothing squashes it."""
     written = state_of(model.network, path)
-    if written is None or getattr(written[0], "mode", "") == "RNN_RELU":
+    if written is None or written.rectified or written.projected:
         return np.inf
-    if written[1][0].startswith("weight_hr"):
-        return np.inf  # a projected value
     cell = path.rpartition(".")[2].startswith("cell_l")
     return float(np.arctanh(_NEAR)) if cell else _NEAR
 

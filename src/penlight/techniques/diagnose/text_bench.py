@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from penlight.models import Model, Probe
 from penlight.models.language import log_shares
 from penlight.models.layers import run, units_first
 from penlight.models.probe import first_tensor, frozen_copy
+from penlight.models.recurrent import unheard
 from penlight.models.tracks import OUTPUT, Reader
 from penlight.techniques.diagnose.ablation import Cut, Truth
 
@@ -25,6 +27,7 @@ _WRITES = {
     "RNN_TANH": 0,
     "RNN_RELU": 0,
 }  # which rows of PyTorch's weights say what is written to a state
+_LANES = 128  # texts in one pass in which units are silenced in turn
 Numbers = NDArray[np.float64]
 
 
@@ -63,11 +66,22 @@ class TextBench:
         return np.concatenate([self._singles(path, inputs[p], classes[p]) for p in _alike(inputs)], 2)
 
     def _singles(self, path: str, inputs: NDArray[Any], classes: Sequence[int | None]) -> Numbers:
-        base = self._scores(inputs)
+        base, count = self._scores(inputs), self._model.layers[path].units
+        written, together = state_of(self._network, path), max(1, _LANES // len(inputs))
         found = []
-        for unit in range(self._model.layers[path].units):
-            with self._without(path, (unit,)):
-                found.append(np.stack(self._judged(self._scores(inputs), base, inputs, classes)))
+        for first in range(0, count, together):
+            units = range(first, min(first + together, count))
+            if written is None or written.projected:
+                scores = []
+                for unit in units:
+                    with self._without(path, (unit,)):
+                        scores.append(self._scores(inputs))
+            else:
+                heard = torch.ones(len(units), len(inputs), count, device=self._model.device)
+                heard[range(len(units)), :, list(units)] = 0
+                with unheard(written.module, written.layer, heard.flatten(0, 1)):
+                    scores = list(torch.split(self._scores(np.concatenate([inputs] * len(units))), len(inputs)))
+            found += [np.stack(self._judged(one, base, inputs, classes)) for one in scores]
         return np.stack(found)
 
     @contextmanager
@@ -85,16 +99,15 @@ class TextBench:
             with self._edited(path, list(units)):
                 yield
             return
-        module, names, offset = written
-        rows = torch.tensor(units) + offset
-        kept = {name: getattr(module, name)[rows].clone() for name in names}
+        rows = torch.tensor(units) + written.first
+        kept = {name: getattr(written.module, name)[rows].clone() for name in written.weights}
         try:
-            for name in names:
-                getattr(module, name).data[rows] = 0
+            for name in kept:
+                getattr(written.module, name).data[rows] = 0
             yield
         finally:
             for name, values in kept.items():
-                getattr(module, name).data[rows] = values
+                getattr(written.module, name).data[rows] = values
 
     @contextmanager
     def _edited(self, path: str, units: list[int]) -> Iterator[None]:
@@ -163,19 +176,38 @@ def _alike(inputs: NDArray[Any]) -> list[slice]:
     return [slice(n, n + 1) for n in range(len(inputs))]
 
 
-def state_of(network: nn.Module, path: str) -> tuple[nn.Module, list[str], int] | None:
-    """(module, its weights by name, first row) that write the states which a track shows; None for any other layer.
+@dataclass(frozen=True)
+class Written:
+    """What writes a recurrent layer's states: the module, which layer of it, and the rows from `first` on of some of its weights."""
 
-    A hidden value that is projected is what the projection's row makes. `CannotRun` for a gate: closing it is no silencing.
-    """
+    module: nn.RNNBase
+    layer: str  # "l0", "l1_reverse"
+    weights: tuple[str, ...]
+    first: int
+
+    @property
+    def projected(self) -> bool:
+        """Whether the values are projected ones, which no state holds."""
+        return self.weights[0].startswith("weight_hr")
+
+    @property
+    def rectified(self) -> bool:
+        """Whether a ReLU makes them."""
+        return bool(self.module.mode == "RNN_RELU")
+
+
+def state_of(network: nn.Module, path: str) -> Written | None:
+    """What writes the states that a track shows; None for any other layer. `CannotRun` for a gate: closing it is no silencing."""
     place, _, name = path.rpartition(".")
     module = network.get_submodule(place) if place else network
-    kind, found, layer = name.rpartition("_l")
-    if not isinstance(module, nn.RNNBase) or not found or not hasattr(module, f"weight_ih_l{layer}"):
+    kind, found, number = name.rpartition("_l")
+    layer = f"l{number}"
+    if not isinstance(module, nn.RNNBase) or not found or not hasattr(module, f"weight_ih_{layer}"):
         return None
     if kind not in ("hidden", "cell"):
-        raise CannotRun(f"layer {path!r} is a gate; name its states, {place}.hidden_l{layer}, with --layers")
-    if kind == "hidden" and getattr(module, f"weight_hr_l{layer}", None) is not None:
-        return module, [f"weight_hr_l{layer}"], 0
-    names = [f"{weight}_l{layer}" for weight in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-    return module, [name for name in names if hasattr(module, name)], _WRITES[module.mode] * module.hidden_size
+        raise CannotRun(f"layer {path!r} is a gate; name its states, {place}.hidden_{layer}, with --layers")
+    if kind == "hidden" and getattr(module, f"weight_hr_{layer}", None) is not None:
+        return Written(module, layer, (f"weight_hr_{layer}",), 0)
+    names = (f"{weight}_{layer}" for weight in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    held = tuple(name for name in names if getattr(module, name, None) is not None)
+    return Written(module, layer, held, _WRITES[module.mode] * module.hidden_size)
