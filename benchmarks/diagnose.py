@@ -7,6 +7,9 @@ singles    the effect on loss of silencing every channel of one layer alone, for
            whole pass for each channel. By default SqueezeNet's twelfth feature layer, random weights and pictures. Both sides run the same
            prepared network at their best batch size, one thread, CPU time, in turns; the loop does `--channels` of the channels, and its
            time is taken times their share. `largest difference` is of the loss, over these channels and all pictures.
+estimates  what single units cost, estimated from gradients, against taking each away: Spearman's rank correlation a layer, and the ratio
+           of their CPU times. On `letters` (200 inputs), against the labels and against its own answers; with --model and --pictures on
+           that network's --layer too (20 pictures, against its own answers)
 letters    the verdicts on the trained specimen against exhaustive ablation: every flagged unit and every other unit, on all its data
 """
 
@@ -26,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 import penlight
 from penlight.api import find_data
@@ -36,6 +40,8 @@ from penlight.models.probe import first_tensor
 from penlight.models.sources.vision import import_torchvision
 from penlight.techniques.contract import Request
 from penlight.techniques.diagnose.ablation import Bench, Truth
+from penlight.techniques.diagnose.estimate import estimated
+from penlight.techniques.diagnose.examination import Examination
 from penlight.techniques.diagnose.health import Health
 from penlight.techniques.options import build
 
@@ -160,6 +166,28 @@ def on_letters(limit: int) -> dict[str, Any]:
     return {"inputs": result.inputs, "layers": rows, "removals": removals}  # type: ignore[attr-defined]
 
 
+def on_estimates(model: Model, data: Any, layers: tuple[str, ...], count: int, labels: bool) -> list[dict[str, Any]]:
+    """A row a layer."""
+    run = Examination(Health(), Request(model, data=data, layers=layers), data)
+    if not labels:
+        run._bench.truth = Truth(None)
+    inputs, classes = run._held(count)
+    rows = []
+    for path in run._places:
+        begun = time.process_time()
+        base = run._bench.measure(inputs, classes, [])[0]
+        real = (run._bench.singles(path, inputs, classes, None) - base)[:, 0].mean(1)
+        middle = time.process_time()
+        told = estimated(run._bench, [path], inputs, classes, {}, 0)[path][:, 0]
+        ratio = (middle - begun) / (time.process_time() - middle)
+        against = "labels" if labels else "own answers"
+        same = float(spearmanr(real, told)[0])
+        rows.append(
+            {"layer": path, "against": against, "units": len(real), "rank_correlation": same, "time_ratio": ratio}
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer seeds, pictures and channels")
@@ -168,7 +196,7 @@ def main() -> None:
     parser.add_argument("--layer", default=LAYER, help="its layer")
     parser.add_argument("--pictures", help="folder of pictures for it")
     parser.add_argument("--channels", type=int, default=32, help="channels that the loop does")
-    parser.add_argument("--parts", default="planted,singles,letters", help="what to run")
+    parser.add_argument("--parts", default="planted,singles,estimates,letters", help="what to run")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -189,6 +217,14 @@ def main() -> None:
         else:
             pictures = np.random.default_rng(0).integers(0, 256, (count, *model.contract.shape), dtype=np.uint8)
         report["singles"] = on_singles(model, given.layer, pictures, 4 if given.quick else given.channels)
+    if "estimates" in parts:
+        small, count = penlight.load("letters"), 60 if given.quick else 200
+        own = find_data(small, None)
+        report["estimates"] = [row for labels in (True, False) for row in on_estimates(small, own, (), count, labels)]
+        if given.model and given.pictures:
+            trained = penlight.load(given.model)
+            some = open_data(given.pictures, trained.contract)
+            report["estimates"] += on_estimates(trained, some, (given.layer,), 20, False)
     if "letters" in parts:
         report["letters"] = on_letters(200 if given.quick else 0)
     if given.json:
@@ -200,6 +236,11 @@ def main() -> None:
         )
     if "singles" in report:
         print(*(f"{key} {value}" for key, value in report["singles"].items()), sep="\n")
+    for row in report.get("estimates", []):
+        print(
+            f"{row['layer']:24} {row['units']:4} units, against {row['against']:11}: rank correlation {row['rank_correlation']:.2f},"
+            f" {row['time_ratio']:.0f}x as fast"
+        )
     for row in report.get("letters", {}).get("layers", []):
         print(*(f"{key} {value}" for key, value in row.items()), sep="  ")
     print(*report.get("letters", {}).get("removals", []), sep="\n")

@@ -43,7 +43,8 @@ class LayerHealth:
     high, low  (U,) largest and smallest value before the rectifier
     full       (U,) share of inputs and sampled positions at the rectifier's upper limit; 0 where it has none
     mean       (U,) after the rectifier
-    effect     (U, 2) mean change of loss and of accuracy when the unit alone goes, on `tried` inputs
+    effect     (U, 2) mean change of loss and of accuracy when the unit alone goes, on `tried` inputs; where it is `estimated`, from
+               gradients, nothing is said of the accuracy (NaN)
     """
 
     kind: str
@@ -58,6 +59,7 @@ class LayerHealth:
     tried: int
     participation: float  # (Σλ)² / Σλ² of the activations' covariance: how many directions they use
     removable: tuple[int, ...]  # the largest set found whose removal costs no more than the option `drop`
+    estimated: bool = False
 
     @property
     def units(self) -> int:
@@ -237,7 +239,10 @@ class DiagnoseResult(Result):
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         data: dict[str, Any] = {
             "layers": [
-                {name: getattr(layer, name) for name in ("kind", "rectifier", "tried", "participation", "removable")}
+                {
+                    name: getattr(layer, name)
+                    for name in ("kind", "rectifier", "tried", "participation", "removable", "estimated")
+                }
                 | {"path": path}
                 for path, layer in self.layers.items()
             ],
@@ -267,6 +272,7 @@ class DiagnoseResult(Result):
             row["path"]: LayerHealth(
                 row["kind"], row["rectifier"], **{name: arrays[f"{n}.{name}"] for name in _ARRAYS},
                 tried=row["tried"], participation=_number(row["participation"]), removable=tuple(row["removable"]),
+                estimated=row.get("estimated", False),
             )
             for n, row in enumerate(data["layers"])
         }  # fmt: skip

@@ -309,13 +309,13 @@ class Pages:
         details = health.details.get(unit, {})
         return [(name, number, details.get(name, "")) for name, number in health.verdicts.get(unit, {}).items()]
 
-    def _effect(self, layer: Layer, index: int) -> tuple[float, float | None, int] | None:
-        """(change of loss, of accuracy, inputs) when the unit alone is silenced."""
+    def _effect(self, layer: Layer, index: int) -> tuple[float, float | None, int, bool] | None:
+        """(change of loss, of accuracy, inputs, estimated) when the unit alone is silenced."""
         own = None if self.book.health is None else self.book.health.layers.get(layer.path)
         if own is None or index >= len(own.effect) or not np.isfinite(own.effect[index, 0]):
             return None
         accuracy = float(own.effect[index, 1])
-        return float(own.effect[index, 0]), accuracy if np.isfinite(accuracy) else None, own.tried
+        return float(own.effect[index, 0]), accuracy if np.isfinite(accuracy) else None, own.tried, own.estimated
 
     def _whole_set(self) -> str:
         """What all that can go at once costs, in words."""

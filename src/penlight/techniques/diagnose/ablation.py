@@ -62,7 +62,7 @@ class Bench:
     """Measures cuts of one network against the truth."""
 
     def __init__(self, model: Model, network: nn.Module, places: Mapping[str, Place], truth: Truth) -> None:
-        self._model, self._network, self._places = model, network, places
+        self.model, self.network, self.places = model, network, places
         self._class_layer = model.class_layer  # found by a pass of its own, which must not happen in inference mode
         self.truth = truth
         self.slow: set[str] = set()  # layers whose units had to be silenced one pass each
@@ -74,15 +74,16 @@ class Bench:
         path = self._class_layer
         wanted = {} if path is None else {path: lambda output: seen.append(output)}
         if cut:
-            output = run_patched(self._network, self._places, cut, x, wanted)
+            output = run_patched(self.network, self.places, cut, x, wanted)
         elif path is not None:
-            with Probe(self._network, wanted, cut=False) as probe:
+            with Probe(self.network, wanted, cut=False) as probe:
                 output = probe(x)
         else:
-            output = run(self._network, x)
-        return self._flat(seen[-1].clone() if seen else output)
+            output = run(self.network, x)
+        return self.flat(seen[-1].clone() if seen else output)
 
-    def _flat(self, output: Any) -> Tensor:
+    def flat(self, output: Any) -> Tensor:
+        """The network's output as (N, classes) or (N, outputs)."""
         tensor = first_tensor(output)
         assert tensor is not None
         flat = tensor.flatten(1).float()
@@ -111,14 +112,14 @@ class Bench:
 
     def judged_scores(self, inputs: NDArray[Any], classes: Sequence[int | None], whole: Bench) -> Numbers:
         """(2, N): loss and hit of every input, held against what `whole` says of it where there are no labels."""
-        x = self._model.tensor(inputs)
+        x = self.model.tensor(inputs)
         with torch.inference_mode():
             base = whole.scores(x.clone())
             return np.stack(self.judged(base if whole is self else self.scores(x.clone()), base, classes))
 
     def measure(self, inputs: NDArray[Any], classes: Sequence[int | None], cuts: Sequence[Cut]) -> Numbers:
         """(1 + cuts, 2, N): loss and hit of every input, of the whole network and with each cut."""
-        x = self._model.tensor(inputs)
+        x = self.model.tensor(inputs)
         rows = []
         with torch.inference_mode():
             base = self.scores(x.clone())
@@ -131,16 +132,16 @@ class Bench:
         self, path: str, inputs: NDArray[Any], classes: Sequence[int | None], values: NDArray[np.floating] | None
     ) -> Numbers:
         """(units, 2, N): loss and hit of every input with each unit of a layer at its value (zero if None), one unit at a time."""
-        count = self._model.layers[path].units
+        count = self.model.layers[path].units
         held = torch.zeros(count) if values is None else torch.as_tensor(np.asarray(values, np.float32))
-        held = held.to(self._model.device)
+        held = held.to(self.model.device)
         out = np.empty((count, 2, len(inputs)))
         with torch.inference_mode():
-            rows = int(np.clip(_ROOM // max(self._places[path].room, 1.0), 1, _MOST))
+            rows = int(np.clip(_ROOM // max(self.places[path].room, 1.0), 1, _MOST))
             some = max(1, rows // count)
             for start in range(0, len(inputs), some):
                 part = slice(start, start + some)
-                x = self._model.tensor(inputs[part])
+                x = self.model.tensor(inputs[part])
                 base = self.scores(x.clone())
                 out[:, :, part] = self._in_turn(path, x, base, classes[part], held, max(1, rows // len(x)))
         return out
@@ -183,7 +184,7 @@ class Bench:
 
     def _spread(self, path: str, x: Tensor, held: Tensor, units: int) -> Tensor:
         """(N, units of the layer, classes): scores with every unit in turn at its value, `units` of them in one pass."""
-        place, spread = self._places[path], Spread(self._network)
+        place, spread = self.places[path], Spread(self.network)
         x = x.clone()  # a network may write into its input
         parts = []
         for first in range(0, len(held), units):
@@ -201,7 +202,7 @@ class Bench:
 
         wanted = {} if self._class_layer is None else {self._class_layer: seen.append}
         with spread:
-            output = pass_through(self._network, Following({place.path: place}, visit), x, wanted)
+            output = pass_through(self.network, Following({place.path: place}, visit), x, wanted)
         last = seen[-1] if seen else first_tensor(output)
         assert last is not None
-        return self._flat(spread.finished(last)).clone()
+        return self.flat(spread.finished(last)).clone()

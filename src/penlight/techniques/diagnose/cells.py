@@ -92,6 +92,7 @@ class Cells(Technique):
 class Reading(Examination):
     """One run of `Cells`, step by step."""
 
+    _estimates = False
     fewest_tried = 2
 
     def __init__(self, cells: Cells, request: Request, data: Data) -> None:
@@ -168,6 +169,9 @@ class Reading(Examination):
 
     def _held_against(self) -> str:
         return "next tokens" if self._nexts else super()._held_against()
+
+    def _tested(self, proofs: int) -> int:
+        return self._health.tested
 
     def _flagged(self, path: str, judged: Judged, mean: Numbers) -> list[Proof]:
         return [one for one in super()._flagged(path, judged, mean) if one.how == ZERO]

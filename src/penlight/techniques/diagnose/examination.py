@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from penlight.errors import BadInput, CannotRun
 from penlight.inputs import Data, batches
 from penlight.models import Model, Probe
-from penlight.models.places import Patch, Place, places
+from penlight.models.places import Patch, Place, macs, places
 from penlight.models.probe import LOGITS
 from penlight.results.diagnose import MEAN, STAND_IN, ZERO, DiagnoseResult, LayerHealth, Removal
 from penlight.techniques.contract import Request
 from penlight.techniques.diagnose.ablation import Bench, Cut, find_truth
 from penlight.techniques.diagnose.bootstrap import interval
+from penlight.techniques.diagnose.estimate import enough, estimated
 from penlight.techniques.diagnose.excess import Order, Sample, most, ordered, participation, together
 from penlight.techniques.diagnose.judging import FEWEST, Judged, judge, pictured
 from penlight.techniques.diagnose.tally import Census, Tallied, fitting
@@ -32,6 +33,8 @@ CAN_GO = "can go"
 _WEIGHTED = ("Conv1d", "Conv2d", "Conv3d", "Linear", "Conv2dSame")
 _WORK = 1e12  # multiply-adds of one unit of the option `effort`
 _TRIES = 7  # passes a layer that the search for what can go takes, about
+_PROOF, _FEWEST_TESTED = 30, 100  # work on the proofs, in times of the effort, and inputs they are measured on at least
+_BACKWARD = 8  # passes that an estimate from gradients takes of an input, about
 _SHRINK = 0.85  # of what was to go, when all of the data says it is too much
 Numbers = NDArray[np.float64]
 
@@ -39,6 +42,8 @@ Numbers = NDArray[np.float64]
 class Examination:
     """One run of `Health`, step by step."""
 
+    _estimated: frozenset[str] = frozenset()  # layers of which it was
+    _estimates = True  # whether what single units cost can be told from gradients
     fewest_tried = 20  # inputs that single units are silenced on, whatever the effort allows
 
     def __init__(self, health: Health, request: Request, data: Data) -> None:
@@ -119,6 +124,7 @@ class Examination:
             tried,
             participation(found.seen),
             removable,
+            path in self._estimated,
         )
 
     def _census(self) -> dict[str, Tallied]:
@@ -189,8 +195,42 @@ class Examination:
     def _effects(
         self, found: Mapping[str, Tallied], inputs: NDArray[Any], classes: Sequence[int | None]
     ) -> tuple[dict[str, Numbers], int]:
-        work = sum(self._model.layers[path].units * place.macs for path, place in self._places.items())
-        tried = self._afford(work, len(inputs))
+        work = {path: self._model.layers[path].units * place.macs for path, place in self._places.items()}
+        budget = self._health.effort * _WORK
+        if budget and self._estimates and self.fewest_tried * sum(work.values()) > budget:
+            return self._partly_estimated(found, inputs, classes, enough(budget, work, self.fewest_tried))
+        return self._taken_away(
+            found, inputs, classes, list(self._places), self._afford(sum(work.values()), len(inputs))
+        )
+
+    def _partly_estimated(
+        self, found: Mapping[str, Tallied], inputs: NDArray[Any], classes: Sequence[int | None], measured: Sequence[str]
+    ) -> tuple[dict[str, Numbers], int]:
+        """The cheap layers measured, the others told from gradients."""
+        tried = min(self.fewest_tried, len(inputs))
+        effects, tried = self._taken_away(found, inputs, classes, measured, tried) if measured else ({}, 0)
+        rest = [path for path in self._places if path not in effects]
+        self._estimated = frozenset(rest)
+        count = self._afford(_BACKWARD * macs(self._model), len(inputs))
+        held = {path: self._values(found[path]) for path in rest}
+        effects |= estimated(self._bench, rest, inputs[:count], classes[:count], held, self._request.seed)
+        where = ", ".join(rest[:3]) + (f" and {len(rest) - 3} more layers" if len(rest) > 3 else "")
+        self._notes.append(
+            f"what single units of {where} cost is estimated from gradients on {count} inputs, as to take each away takes more than"
+            f" the effort {self._health.effort:g}; name fewer --layers, or give --effort 0 to measure all"
+        )
+        for _ in rest:
+            self._step()
+        return effects, tried or count
+
+    def _taken_away(
+        self,
+        found: Mapping[str, Tallied],
+        inputs: NDArray[Any],
+        classes: Sequence[int | None],
+        paths: Sequence[str],
+        tried: int,
+    ) -> tuple[dict[str, Numbers], int]:
         inputs, classes = inputs[:tried], classes[:tried]
         base = np.concatenate(
             [
@@ -200,7 +240,7 @@ class Examination:
             1,
         )
         effects = {}
-        for path in self._places:
+        for path in paths:
             alone = self._bench.singles(path, inputs, classes, self._values(found[path]))
             effects[path] = _mean(alone - base)
             self._step()
@@ -264,7 +304,7 @@ class Examination:
 
     def _measured(self, proofs: Sequence[Proof]) -> tuple[list[Removal], tuple[float, float]]:
         """Each set's removal on the inputs drawn for it, and (loss, accuracy) of the whole network."""
-        part = Part(self._data, self._drawn(self._health.tested))
+        part = Part(self._data, self._drawn(self._tested(len(proofs))))
         cuts: list[Cut] = [one.cut for one in proofs]
         rows = [self._bench.measure(b.inputs, b.classes, cuts) for b in batches(part, self._batch) if b.index]
         scores = np.concatenate(rows, 2)
@@ -276,6 +316,14 @@ class Examination:
         scores = scores[:, :, known]
         removals = [self._removal(n, one, scores[0], scores[n + 1]) for n, one in enumerate(proofs)]
         return removals, (float(scores[0, 0].mean()), float(scores[0, 1].mean()))
+
+    def _tested(self, proofs: int) -> int:
+        """Inputs that so many removals are measured on: as many as the option says, fewer where that is far beyond the effort."""
+        wanted, effort = self._health.tested, self._health.effort
+        if not effort:
+            return wanted
+        each = macs(self._model) * (proofs + 1)
+        return int(min(wanted, max(_FEWEST_TESTED, _PROOF * effort * _WORK // max(each, 1.0))))
 
     def _removal(self, number: int, proof: Proof, base: Numbers, cut: Numbers) -> Removal:
         rng = np.random.default_rng([self._request.seed, 11, number])

@@ -26,9 +26,10 @@ class Health(Technique):
     verb: ClassVar[str] = "diagnose"
     name: ClassVar[str] = "health"
     paper: ClassVar[str] = (
-        "ablation: Morcos et al. 2018, arXiv:1803.06959; participation ratio: Gao et al. 2017, bioRxiv 214262; bootstrap: Efron 1979"
+        "ablation: Morcos et al. 2018, arXiv:1803.06959; estimates: Molchanov et al. 2017, arXiv:1611.06440, Theis et al. 2018,"
+        " arXiv:1801.05787; participation ratio: Gao et al. 2017, bioRxiv 214262; bootstrap: Efron 1979"
     )
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     reads_data: ClassVar[bool] = True
 
     rare: float = option(0.01, "nearly dead: fires on less than this share of the inputs", low=0.0, high=1.0)
@@ -61,7 +62,9 @@ class Health(Technique):
     tested: int = option(2500, "inputs that removals are measured on, drawn from the data", low=2)
     tried: int = option(500, "inputs that single units are silenced on, at most", low=2)
     effort: float = option(
-        1.0, "work on single units and on the search each, in 10^12 multiply-adds; 0: no limit", low=0.0
+        1.0,
+        "work on single units and on the search each, in 10^12 multiply-adds; what single units cost beyond it is estimated; 0: no limit",
+        low=0.0,
     )
     draws: int = option(2000, "draws of the bootstrap", low=100, high=100000)
     batch: int = option(0, "inputs in one forward pass; 0: as many as keep maps in the cache", low=0, high=4096)
