@@ -8,8 +8,6 @@ from torch import nn
 import penlight
 import zoo
 from penlight.errors import BadInput, BadOption, CannotRun, UnknownName
-from penlight.inputs import TextContract
-from penlight.models import Model
 from penlight.models.places import Patch
 from penlight.results import load_result
 from penlight.techniques.contract import Request
@@ -260,7 +258,6 @@ def test_what_it_takes_and_what_it_refuses(tmp_path):
         penlight.diagnose(model, TEXTS, method="health")
     with pytest.raises(BadOption, match="'cells' is for text"):
         penlight.diagnose("letters", method="cells")
-    assert isinstance(Model(zoo.seeded(Judges), TextContract.of(ABC)), Model)
 
 
 @pytest.mark.parametrize(

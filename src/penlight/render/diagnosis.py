@@ -252,11 +252,13 @@ def _remarks(result: DiagnoseResult) -> str:
     notes = [*result.notes, *(f"skipped {name}: {reason}" for name, reason in result.skipped[:20])]
     tried = max((layer.tried for layer in result.layers.values()), default=0)
     told = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    alone = result.provenance.method == "cells"  # on text a unit that goes is silent, and no other takes its part
+    handed = "" if alone else " A unit that is a multiple of another hands its part over to that one when it goes."
     set_to = "; ".join(f"{name} {value}" for name, value in options.items())
     return (
         f'<section><h2>How this was found</h2><ul class="notes"><li>Single units were silenced on {tried:,} inputs, which gives the '
         "order in which they go; the largest set within the stated loss was looked for by halving, and every set named here was "
-        "really removed. A unit that is a multiple of another hands its part over to that one when it goes.</li>"
+        f"really removed.{handed}</li>"
         "<li>Sets that can go were chosen on the data they are measured on: try them on data that the search has not seen.</li>"
         f"{told}<li>Options: {escape(set_to)}; seed {result.provenance.seed}.</li></ul></section>"
     ).replace(THIN, "&#8239;")

@@ -15,7 +15,7 @@ from penlight.errors import BadInput
 from penlight.inputs import Data, TextContract
 from penlight.inputs.properties import Property, at_tokens, chosen
 from penlight.models import Model
-from penlight.models.language import continues
+from penlight.models.language import continues, log_shares
 from penlight.models.tracks import OUTPUT, token_layers, tracks
 from penlight.results.tracks import Known, Text, TracksResult
 from penlight.techniques.contract import Request, Technique
@@ -24,7 +24,6 @@ from penlight.techniques.options import option, provenance
 
 _LARGEST = 6e4  # magnitude up to which float16 holds a value
 _BYTES = 2  # of a value as it is kept
-_SUM = 1e-3  # how far from 1 probabilities may add up to
 
 
 @dataclass(frozen=True)
@@ -195,15 +194,8 @@ def _small(values: Tensor) -> NDArray[np.floating]:
 def _fill(given: NDArray[np.float32], ids: NDArray[np.int64], start: int, scores: Tensor) -> None:
     """The probabilities of the tokens behind those whose scores (t, V) these are."""
     after = torch.from_numpy(ids[start + 1 : start + 1 + len(scores)]).to(scores.device)
-    shares = _probabilities(scores[: len(after)].float())
+    shares = log_shares(scores[: len(after)]).exp()
     given[start + 1 : start + 1 + len(after)] = shares.gather(1, after[:, None])[:, 0].cpu().numpy()
-
-
-def _probabilities(scores: Tensor) -> Tensor:
-    """Scores as probabilities; what is that already stays as it is."""
-    if len(scores) and bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < _SUM).all()):
-        return scores
-    return scores.softmax(1)
 
 
 def _scores(texts: Sequence[Text], paths: Sequence[str], kinds: Sequence[str]) -> Mapping[str, NDArray[np.float32]]:

@@ -102,7 +102,7 @@ class Reading(Examination):
         for path in layers:
             state_of(self._model.network, path)
         self._limits = {path: limit(self._model, path) for path in layers}
-        self._places = {path: self._place(path) for path in layers}
+        self._places = {path: self._place(path, cells.length) for path in layers}
         nexts = continues(self._model)
         self._data: Data = Stretches(data, cells.length) if nexts else data
         self._batch = _LANES if nexts else 1
@@ -114,11 +114,10 @@ class Reading(Examination):
         self._stages, self._stage = 3 * len(layers) + 3, 0
         self._notes = [self._truth.note] if self._truth.note else []
 
-    def _place(self, path: str) -> Place:
+    def _place(self, path: str, length: int) -> Place:
         """The layer as it stands, with the rectifier that it is or that follows at once; `macs` of one stretch."""
-        layer, cells = self._model.layers[path], self._health
-        weights = sum(p.numel() for p in self._model.network.parameters() if p.ndim > 1)
-        macs = float(weights * getattr(cells, "length", 1))
+        layer = self._model.layers[path]
+        macs = float(length * sum(p.numel() for p in self._model.network.parameters() if p.ndim > 1))
         written = state_of(self._model.network, path)
         if written is not None:
             rectifier = Rectifier("relu", 0.0, None, True) if written.rectified else None

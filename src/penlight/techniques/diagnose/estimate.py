@@ -60,17 +60,17 @@ def _costs(
         )
 
     seen: list[Tensor] = []
-    path = bench.model.class_layer
+    class_layer = bench.model.class_layer
     with torch.enable_grad():
         x = bench.model.tensor(inputs)
         follow = Following({path: bench.places[path] for path in paths}, visit)
-        output = pass_through(bench.network, follow, x, {} if path is None else {path: seen.append})
+        output = pass_through(bench.network, follow, x, {} if class_layer is None else {class_layer: seen.append})
         last = seen[-1] if seen else first_tensor(output)
         assert last is not None
         scores = bench.flat(last)
         costs = {path: np.zeros(factor.shape) for path, factor in factors.items()}
         known = np.ones(len(inputs), bool)
-        if path is None:
+        if class_layer is None:
             power = (scores.detach() ** 2).sum(1, keepdim=True).clamp_min(1e-12)
             for _ in range(_DRAWS):  # the mean square of a random mixture's slope is the squared change of all outputs
                 mixed = torch.randn(scores.shape, generator=generator).to(scores) * scores / power.sqrt()
