@@ -19,7 +19,7 @@ from penlight.results.diagnose import MEAN, STAND_IN, ZERO
 from penlight.techniques.contract import Request
 from penlight.techniques.diagnose.ablation import Bench, Truth
 from penlight.techniques.diagnose.bootstrap import interval
-from penlight.techniques.diagnose.excess import most, participation
+from penlight.techniques.diagnose.excess import Sample, most, participation
 from penlight.techniques.diagnose.health import Health
 from penlight.techniques.diagnose.judging import judge
 from penlight.techniques.diagnose.kinship import kin
@@ -267,6 +267,25 @@ def test_every_layer_of_any_network_agrees_with_one_unit_at_a_time(open_zoo, nam
             bench.measure(inputs, [None] * 5, [{path: Patch((u,), (float(held[u]),))}])[1] for u in range(len(held))
         ]
         np.testing.assert_allclose(fast, np.stack(slow), atol=2e-5)
+
+
+def test_a_cut_that_is_tried_takes_one_pass_and_costs_what_it_does_alone():
+    model, data, _ = planted("plain")
+    network = model.prepared(keep=["b"])
+    bench = Bench(model, network, places(model, ["b"], network), Truth(None))
+    inputs = np.stack([data.read(n) for n in range(50)])
+    passes = []
+    network.register_forward_hook(lambda *_: passes.append(1))
+    sample = Sample(bench, inputs, [None] * 50, 20)
+    assert len(passes) == 3
+    cuts = [{"b": Patch(tuple(range(n)))} for n in (1, 4, 9)]
+    alone = bench.measure(inputs, [None] * 50, cuts)[:, 1].mean(1)
+    assert sample.accuracy == alone[0] == 1.0
+    passes.clear()
+    for cut, hits in zip(cuts, alone[1:], strict=True):
+        assert sample.fits(cut, 1 - hits)
+        assert not sample.fits(cut, 1 - hits - 0.01), "what is tried is this cut"
+    assert len(passes) == 3 * 2 * len(cuts)
 
 
 def test_unlabelled_data_is_held_against_the_networks_own_answers():

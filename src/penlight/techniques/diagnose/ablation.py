@@ -117,15 +117,28 @@ class Bench:
             base = whole.scores(x.clone())
             return np.stack(self.judged(base if whole is self else self.scores(x.clone()), base, classes))
 
-    def measure(self, inputs: NDArray[Any], classes: Sequence[int | None], cuts: Sequence[Cut]) -> Numbers:
-        """(1 + cuts, 2, N): loss and hit of every input, of the whole network and with each cut."""
-        x = self.model.tensor(inputs)
-        rows = []
+    def whole(self, inputs: NDArray[Any]) -> tuple[Tensor, ...]:
+        """What the whole network says of inputs, for `measure`."""
         with torch.inference_mode():
-            base = self.scores(x.clone())
-            for cut in [None, *cuts]:
-                scores = base if cut is None else self.scores(x.clone(), cut)
-                rows.append(np.stack(self.judged(scores, base, classes)))
+            return (self.scores(self.model.tensor(inputs).clone()),)
+
+    def measure(
+        self,
+        inputs: NDArray[Any],
+        classes: Sequence[int | None],
+        cuts: Sequence[Cut],
+        whole: Sequence[Tensor] | None = None,
+    ) -> Numbers:
+        """(1 + cuts, 2, N): loss and hit of every input, of the whole network and with each cut.
+
+        `whole` is what the method of that name gave of these inputs: then every cut takes one pass, and no pass besides.
+        """
+        (base,) = self.whole(inputs) if whole is None else whole
+        rows = [np.stack(self.judged(base, base, classes))]
+        with torch.inference_mode():
+            x = self.model.tensor(inputs)
+            for cut in cuts:
+                rows.append(np.stack(self.judged(self.scores(x.clone(), cut), base, classes)))
         return np.stack(rows)
 
     def singles(

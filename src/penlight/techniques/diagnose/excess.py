@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from penlight.models.places import Patch
 from penlight.techniques.diagnose.ablation import Bench, Cut
+
+_KEPT = 128e6  # bytes of the whole network's answers that are kept while cuts are tried
 
 
 def participation(covariance: NDArray[np.float64]) -> float:
@@ -53,18 +56,31 @@ class Sample:
 
     def __init__(self, bench: Bench, inputs: NDArray[Any], classes: Sequence[int | None], batch: int) -> None:
         self._bench, self._inputs, self._classes, self._batch = bench, inputs, classes, batch
+        self._whole: dict[int, tuple[Tensor, ...]] = {}  # what the whole network says, by where its batch starts
         self.loss, self.accuracy = self._means(None)
 
     def _means(self, cut: Cut | None) -> tuple[float, float]:
         parts = []
         for start in range(0, len(self._inputs), self._batch):
             part = slice(start, start + self._batch)
-            parts.append(self._bench.measure(self._inputs[part], self._classes[part], [] if cut is None else [cut])[-1])
+            cuts = [] if cut is None else [cut]
+            whole = self._said(start, self._inputs[part])
+            parts.append(self._bench.measure(self._inputs[part], self._classes[part], cuts, whole)[-1])
         both = np.concatenate(parts, 1)
         known = ~np.isnan(both[0])
         loss = float(both[0][known].mean()) if known.any() else float("nan")
         hits = both[1][known]
         return loss, float(hits.mean()) if hits.size else float("nan")
+
+    def _said(self, start: int, inputs: NDArray[Any]) -> tuple[Tensor, ...]:
+        """What the whole network says of a batch; kept for the next cut, where that does not take much memory."""
+        if start in self._whole:
+            return self._whole[start]
+        said = self._bench.whole(inputs)
+        size = sum(one.numel() * one.element_size() for one in said)
+        if size * len(self._inputs) <= _KEPT * len(inputs):
+            self._whole[start] = said
+        return said
 
     def fits(self, cut: Cut, drop: float) -> bool:
         """Whether a cut costs no more accuracy than `drop`; where there are no classes, no more loss."""

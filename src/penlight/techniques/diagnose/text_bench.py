@@ -49,12 +49,28 @@ class TextBench:
         self._edits: Mapping[str, Any] = {}  # path → what a layer's output is changed to
         self.slow: set[str] = set()
 
-    def measure(self, inputs: NDArray[Any], classes: Sequence[int | None], cuts: Sequence[Cut]) -> Numbers:
-        """(1 + cuts, 2, N): loss and hit of every text, means over its tokens; of the whole network and with each cut."""
-        return np.concatenate([self._measure(inputs[p], classes[p], cuts) for p in _alike(inputs)], 2)
+    def whole(self, inputs: NDArray[Any]) -> tuple[Tensor, ...]:
+        """What the whole network says of texts, for `measure`: of all at once where they have one length."""
+        return tuple(self._scores(inputs[part]) for part in _alike(inputs))
 
-    def _measure(self, inputs: NDArray[Any], classes: Sequence[int | None], cuts: Sequence[Cut]) -> Numbers:
-        base = self._scores(inputs)
+    def measure(
+        self,
+        inputs: NDArray[Any],
+        classes: Sequence[int | None],
+        cuts: Sequence[Cut],
+        whole: Sequence[Tensor] | None = None,
+    ) -> Numbers:
+        """(1 + cuts, 2, N): loss and hit of every text, means over its tokens; of the whole network and with each cut.
+
+        `whole` is what the method of that name gave of these texts: then every cut takes one pass, and no pass besides.
+        """
+        bases = self.whole(inputs) if whole is None else whole
+        parts = zip(_alike(inputs), bases, strict=True)
+        return np.concatenate([self._measure(inputs[p], classes[p], cuts, base) for p, base in parts], 2)
+
+    def _measure(
+        self, inputs: NDArray[Any], classes: Sequence[int | None], cuts: Sequence[Cut], base: Tensor
+    ) -> Numbers:
         rows = [np.stack(self._judged(base, base, inputs, classes))]
         for cut in cuts:
             with self.silenced(cut):
