@@ -411,6 +411,15 @@ def test_intervals_are_those_of_the_kernel(length, kernel, stride, pad, dilation
     assert [n for run in plan.runs for n in range(run.first, run.last)] == list(range(len(low)))
 
 
+def test_a_pointwise_convolution_is_computed_where_the_boxes_lie():
+    axis = Axis(np.array([2, 5]), np.array([6, 9]), 20)
+    plan = axis.through(1, 1, 0, 1, 20)
+    assert plan.axis is axis
+    assert [(run.start, run.into, run.from_) for run in plan.runs] == [(2, slice(0, 4), slice(0, 4))]
+    assert axis.through(1, 2, 0, 1, 10).axis is not axis
+    assert axis.through(1, 1, 1, 1, 22).axis.low.tolist() == [3, 6], "padding moves it"
+
+
 @st.composite
 def networks(draw):
     """Chains of random convolutions, pools, activations and shortcuts."""

@@ -24,9 +24,9 @@ Progress = Callable[[int], None]
 _CAP = 128 * 2**20  # bytes a batch of boxes may take: more is no faster
 _SHARE = 0.4  # of the free memory that it may take
 _ALIVE = 4.0  # boxes of the largest operator's size that live at once
-_MOST = 64  # positions a batch
+_MOST = 256  # positions a batch
 _FEW = 8  # below so many positions, incremental inference does not pay
-_SPAN = 40  # pixels within which windows share the size of their boxes, as borders cut these off
+_SPAN = 72  # pixels within which windows share the size of their boxes, as borders cut these off
 _PHASE = 16  # pixels after which windows lie alike in strided maps
 _TOLERANCE, _ROUNDING = 1e-4, 1e-5  # of the values' scale, and at all: incremental passes only round differently
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from penlight.techniques.explain.windowed_boxes import Axis, Plan
 
 Handler = Callable[["Session", Any, Sequence[Any], Mapping[str, Any]], Any]
-WHOLE = 0.9  # from this share of a map on, boxes cost more than they save
+WHOLE = 0.8  # from this share of a map on, boxes cost more than they save
 _NHWC = torch.channels_last
 
 
