@@ -284,6 +284,23 @@ class TestPromises:
         assert [p.requires_grad for p in network.parameters()] == [False, *[True] * 5]
         assert all(p.grad is None for p in network.parameters())
 
+    def test_how_long_a_climb_is_depends_on_what_is_looked_for(self):
+        def steps(side, unit, **options):
+            torch.manual_seed(0)
+            network = nn.Sequential(
+                nn.Conv2d(1, 2, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32, 3)
+            )
+            told = []
+            visualize(
+                opened(network, 1, side, side), unit, progress=lambda done, of: told.append(of), batch=1, **options
+            )
+            return told[-1]
+
+        assert steps(96, "4:0") == 640, "classes of large pictures"
+        assert steps(96, "0:1@0,0") == 320, "a place in a large picture"
+        assert steps(28, "4:0") == 320
+        assert steps(96, "4:0", steps=7) == 7
+
     def test_progress_and_provenance(self, open_zoo):
         told = []
         r = visualize(

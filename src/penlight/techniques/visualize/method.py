@@ -20,7 +20,7 @@ from penlight.techniques.visualize.transforms import Chain, Noise, Shift, Transf
 # has to do what windows do, and the neutral colour may pull less.
 _FIELD_L2, _WHOLE_L2, _CLOSE_TV, _CLOSE_NOISE, _ARRAY_NOISE, _CLOSE_TURN = 0.5, 0.1, 0.75, 7.5, 1.25, 0.7
 _START = 0.3  # standard deviation of the start before the sigmoid: faint, but enough for seeds to go different ways
-_LARGE, _SMALL = 320, 256  # steps
+_STEPS, _LONG = 320, 640  # classes of large pictures go on being better recognised by other networks
 _ONE_SIZE = 0.7  # smallest window for units that answer to things of one size
 _WIDEST = 1.1  # largest random window, as a share of the picture: all of it, with some ground around
 _LINEAR_L2 = 5.0  # a linear unit's picture is proportional to its weights where this keeps it off black and white
@@ -46,7 +46,9 @@ class Penlight(Synthesis):
     windows: ClassVar[bool] = True
     moves: ClassVar[bool] = True
 
-    steps: int = option(320, "steps of the optimisation", low=1)
+    steps: int = option(
+        0, "steps of the optimisation; 0 chooses: 640 for classes of large pictures, 320 for all else", low=0
+    )
     rate: float = option(0.2, "step size of Adam at the first step; falls along a cosine to 0", low=0)
     total_variation: float = option(0.4, "weight of the penalty on differences of neighbouring pixels", low=0)
     l2: float = option(0.3, "weight of the penalty on squared distance from the neutral colour", low=0)
@@ -75,7 +77,7 @@ class Penlight(Synthesis):
         scene, optics = brief.scene, brief.optics
         image = optics.contract.kind == "image"
         transform = self._transform(scene, image)
-        steps = self.steps or (_LARGE if scene.kind == "window" else _SMALL)
+        steps = self.steps or (_LONG if _is_class(scene) else _STEPS)
         phase = Phase(steps, Adam(Cosine(self.rate, steps)), transform, self._penalties(brief))
         decay = self.decay if scene.kind == "window" else 1.0
         return Recipe(Fourier(_START, decay) if image else Pixels(_START), (phase,), scaled=True)
@@ -92,9 +94,8 @@ class Penlight(Synthesis):
     def _transform(self, scene: Scene, image: bool) -> Transform:
         if scene.kind == "window":
             # a class is the same at any size and mirrored; a unit of a map has its size, and may be one of a left and right pair
-            single = math.prod(scene.layer.positions) == 1
-            low = self.window if single else max(self.window, _ONE_SIZE)
-            window = Window(scene.view, low, _WIDEST, self.shift, self.rotation, self.mirror and single)
+            low = self.window if _is_class(scene) else max(self.window, _ONE_SIZE)
+            window = Window(scene.view, low, _WIDEST, self.shift, self.rotation, self.mirror and _is_class(scene))
             return Chain((window, Noise(self.noise)))
         if scene.linear:
             return Chain(())
@@ -104,3 +105,8 @@ class Penlight(Synthesis):
         if scene.kind == "field":
             return Chain((Shift(scene.view), noise))
         return Chain((Window(scene.view, 0.95, 1.05, 1.5 / max(scene.view), self.rotation * _CLOSE_TURN), noise))
+
+
+def _is_class(scene: Scene) -> bool:
+    """Whether a large picture is made of what is one unit, not one position of a map: a class."""
+    return scene.kind == "window" and math.prod(scene.layer.positions) == 1
