@@ -225,7 +225,7 @@ ONE_LINE = {
     "index": (["visualize", *TINY, "conv1:6"], "units 0 to 5"),
     "label": (["visualize", *TINY, "class:cat"], "no labels"),
     "method": (["visualize", *TINY, "conv1:1", "--method", "lucent"], "visualize method 'lucent'"),
-    "value": (["visualize", *TINY, "conv1:1", "--steps", "0"], "steps"),
+    "value": (["visualize", *TINY, "conv1:1", "--steps", "-1"], "steps"),
     "text": (["visualize", *TINY, "conv1:1", "--steps", "many"], "steps"),
     "shape": (["layers", "module:zoo:Functional", "--input-shape", "a,b"], "whole numbers"),
     "needs": (["layers", "module:zoo:Functional"], "example"),
@@ -237,7 +237,7 @@ ONE_LINE = {
     "missing": (["visualize", *TINY], "UNIT"),
     "axis": (["visualize", *TINY, "conv1:1", "--sweep", "steps"], "is no axis"),
     "axis name": (["visualize", *TINY, "conv1:1", "--sweep", "stesp=1..2"], "did you mean 'steps'"),
-    "axis value": (["visualize", *TINY, "conv1:1", "--sweep", "steps=0..2"], "option steps takes a whole number"),
+    "axis value": (["visualize", *TINY, "conv1:1", "--sweep", "steps=-1..2"], "option steps takes a whole number"),
     "axis twice": (["visualize", *TINY, "conv1:1", "--sweep", "steps=1,2", "--steps", "3"], "swept and set"),
     "three axes": (
         ["visualize", *TINY, "fc:1", "--sweep", "l2=1", "--sweep", "rate=1", "--sweep", "size=1"],
