@@ -59,8 +59,7 @@ def main() -> None:
         unread += len(batch.skipped)
         if not batch.index:
             continue
-        with torch.inference_mode():
-            answers = model.network(model.tensor(batch.inputs)).argmax(1).tolist()
+        answers = model.probabilities(batch.inputs).argmax(1).tolist()
         for kind, answer in zip(batch.classes, answers, strict=True):
             if kind is not None:
                 asked[kind] += 1
