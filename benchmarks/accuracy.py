@@ -48,7 +48,7 @@ def main() -> None:
     model = penlight.load(given.model)
     data = find_data(model, given.data)
     if given.quick:
-        data = pick(data, range(0, len(data), max(1, len(data) // 500)))
+        data = pick(data, range(0, len(data), max(1, -(-len(data) // 500))))
     truth = find_truth(model, data)
     if truth.classes is None:
         parser.error(truth.note or f"{data.name} has no classes: give a folder with a subfolder for each")
