@@ -19,7 +19,7 @@ from penlight.results.diagnose import MEAN, STAND_IN, ZERO
 from penlight.techniques.contract import Request
 from penlight.techniques.diagnose.ablation import Bench, Truth
 from penlight.techniques.diagnose.bootstrap import interval
-from penlight.techniques.diagnose.excess import Sample, most, participation
+from penlight.techniques.diagnose.excess import Ladder, Said, Sample, most, participation
 from penlight.techniques.diagnose.health import Health
 from penlight.techniques.diagnose.judging import judge
 from penlight.techniques.diagnose.kinship import kin
@@ -423,3 +423,31 @@ def test_verdicts_hold_from_where_they_are_said_to():
     assert told_of(still, None) == {0: {"dead": 0.0}, 1: {"static": 0.0}, 2: {"dead": 0.0}}
     assert told_of(still, Rectifier("gelu", None, None, False)) == told_of(still, None)
     assert told_of(tallied(2, share=[0.0, 1.0], high=[-0.1, 2.0], low=[-3.0, 1.0], fired=[0.0, 1.0]), None) == {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 40, 700])
+def test_what_costs_too_much_on_all_of_the_data_shrinks_to_the_first_rung_that_fits(count):
+    rungs = [count]
+    while rungs[-1]:
+        rungs.append(int(0.85 * rungs[-1]))
+    for k, most in enumerate(rungs):
+        ladder, tried = Ladder({"a": count, "b": 0}), []
+        while not ladder.ended:
+            tried.append(ladder.counts["a"])
+            assert ladder.told(tried[-1] <= most) == (tried[-1] <= most)
+        assert ladder.fitting == {"a": most, "b": 0}
+        assert tried[0] == count
+        assert len(set(tried)) == len(tried) <= min(2 * k + 1, 10)
+
+
+def test_the_whole_network_is_asked_once_a_batch_while_sets_are_tried():
+    model, data, _ = planted("plain")
+    network = model.prepared(keep=["b"])
+    bench = Bench(model, network, places(model, ["b"], network), Truth(None))
+    said, inputs = Said(bench), np.stack([data.read(n) for n in range(6)])
+    passes = []
+    network.register_forward_hook(lambda *_: passes.append(1))
+    first, second, again = said(0, inputs[:3]), said(1, inputs[3:]), said(0, inputs[:3])
+    assert len(passes) == 2
+    assert again is first
+    assert not torch.equal(first[0], second[0])

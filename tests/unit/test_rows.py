@@ -180,12 +180,50 @@ def test_classes_and_expressions_are_targets():
     model, made = ask(curved, ["class:cat", "class:cat - class:dog"], labels=("cat", "dog", "cow"))
     assert made.labels == ("cat", None)
     assert made.ideal("class:cat").activation == made.ideal("2:0").activation
-    values = made.ideal("class:cat - class:dog").values
+    ideal = made.ideal("class:cat - class:dog")
     with torch.no_grad():
-        out = model.network(model.tensor(values[None])).numpy()[0]
-    assert made.activations[1].max() == pytest.approx(out[0] - out[1], abs=1e-5)
+        out = model.network(model.tensor(ideal.values[None])).numpy()[0]
+    assert ideal.activation == pytest.approx(out[0] - out[1], abs=1e-5)
     with pytest.raises(UnknownName, match="unit"):
         made.ideal("class:cow")
+
+
+def test_units_that_climb_side_by_side_end_where_each_ends_alone():
+    def net():
+        made = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5))
+        made[0].weight.data[3:5], made[0].bias.data[3:5] = 0, 0.5  # no row moves these
+        return made
+
+    units = [f"0:{u}" for u in range(16)] + [f"2:{u}" for u in range(5)]
+    _, together = ask(net, [*units, "2:0 - 2:1"], seeds=4)
+    assert np.flatnonzero(together.flat).tolist() == [3, 4]
+    for n, unit in enumerate([*units, "2:0 - 2:1"]):
+        _, alone = ask(net, [unit], seeds=4)
+        np.testing.assert_allclose(together.values[n], alone.values[0], atol=1e-4)
+        np.testing.assert_allclose(together.activations[n], alone.activations[0], atol=1e-4)
+        np.testing.assert_allclose(together.scores[n], alone.scores[0], atol=1e-4)
+        assert together.best[n] == alone.best[0]
+
+
+def test_many_units_climb_in_one_pass_a_step():
+    passes = []
+
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unit = nn.Linear(6, 40)
+
+        def forward(self, x):
+            passes.append(len(x))
+            return self.unit(x)
+
+    model = Model(zoo.seeded(Counted), CONTRACT)
+    counts = {}
+    for units in (["unit:0"], ["unit:*"]):
+        passes.clear()
+        Row(steps=50).run(Request(model, targets=units, data=open_table(rows(), CONTRACT)))
+        counts[units[0]] = len(passes)
+    assert counts["unit:*"] < 3 * counts["unit:0"]
 
 
 def test_same_seed_same_bytes_and_another_seed_other_starts():

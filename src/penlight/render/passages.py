@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from html import escape
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penlight.render.svg import histogram_svg
 from penlight.render.words import NONE, number, share
@@ -13,6 +16,7 @@ from penlight.results.passages import MEASURES, Best, Passage, PassagesResult, T
 
 UNITS = 60  # shown on a page without a choice
 _STEPS = 9  # of colour on either side
+_STYLES = [f"ps-{side}{n}" for side in "pm" for n in range(_STEPS + 1)]  # p for above zero, m for below
 _SIGNS = {"\n": "↵", "\t": "→"}
 
 
@@ -89,34 +93,35 @@ def _list(passages: Sequence[Passage], reach: float) -> str:
 
 def passage(one: Passage, reach: float) -> str:
     """One passage: text on the colours of the unit's value at it, ±`reach` being the strongest; the peak is framed."""
-    spaces = any(len(token) > 1 for token in one.tokens)
-    parts, run, before = [], "", None
-    for n, (token, value) in enumerate(zip(one.tokens, one.values.tolist(), strict=True)):
-        shown = escape(_shown(token)) + (" " if spaces else "")
-        style = _step(value, reach)
-        if n == one.at:
-            parts += [_run(run, before), f'<mark class="{style} ps-peak">{shown}</mark>']
-            run, before = "", None
-            continue
-        if style != before:
-            parts.append(_run(run, before))
-            run, before = "", style
-        run += shown
-    parts.append(_run(run, before))
+    space = " " if any(len(token) > 1 for token in one.tokens) else ""
+    shown = [_escaped(token) + space for token in one.tokens]
+    steps = _steps(one.values, reach)
+    ends = {*(np.flatnonzero(steps[1:] != steps[:-1]) + 1).tolist(), one.at, one.at + 1}
+    cuts = [0, *sorted(end for end in ends if 0 < end < len(shown)), len(shown)]
+    parts = []
+    for start, stop in pairwise(cuts):
+        style, text = _STYLES[steps[start]], "".join(shown[start:stop])
+        parts.append(
+            f'<mark class="{style} ps-peak">{text}</mark>'
+            if start == one.at
+            else f'<span class="{style}">{text}</span>'
+        )
     return (
         f'<li><p class="ps-where"><b>{number(one.activation)}</b> {escape(one.name)}, line {one.line}</p>'
         f'<p class="ps-text">{"".join(parts)}</p></li>'
     )
 
 
-def _run(text: str, style: str | None) -> str:
-    return f'<span class="{style}">{text}</span>' if text else ""
+def _steps(values: NDArray[np.float32], reach: float) -> NDArray[np.int64]:
+    """The place in `_STYLES` of each value's colour; what is not finite has none."""
+    strength = np.minimum(np.abs(np.where(np.isfinite(values), values, 0.0).astype(np.float64)) / reach, 1.0)
+    found: NDArray[np.int64] = np.rint(strength * _STEPS).astype(np.int64) + np.where(values >= 0, 0, _STEPS + 1)
+    return found
 
 
-def _step(value: float, reach: float) -> str:
-    """The class of a value's colour: p for above zero, m for below, 0 to 9."""
-    strength = min(abs(value) / reach, 1.0) if np.isfinite(value) else 0.0
-    return f"ps-{'p' if value >= 0 else 'm'}{round(strength * _STEPS)}"
+@lru_cache(maxsize=65536)
+def _escaped(token: str) -> str:
+    return escape(_shown(token))
 
 
 def _shown(token: str) -> str:

@@ -83,8 +83,11 @@ def _column_ranks(column: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _sorted_ranks(column: NDArray[np.float32]) -> NDArray[np.float32]:
-    order = np.argsort(column)
-    ordered = column[order]
+    # value and place in one whole number: sorting those is faster than an argsort of the values
+    bits = (column + np.float32(0)).view(np.int32)  # −0 becomes 0
+    keys = (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).astype(np.int64) << 32 | np.arange(len(column))
+    keys.sort()
+    order, ordered = keys & 0xFFFFFFFF, keys >> 32
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     ends = np.append(starts[1:], len(column))
     found = np.empty(len(column), np.float32)

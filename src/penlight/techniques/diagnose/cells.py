@@ -49,6 +49,7 @@ class Cells(Technique):
         " bootstrap: Efron 1979"
     )
     kinds: ClassVar[tuple[str, ...]] = ("text",)
+    version: ClassVar[int] = 2
     reads_data: ClassVar[bool] = True
 
     rare: float = option(

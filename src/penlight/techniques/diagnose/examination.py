@@ -21,7 +21,7 @@ from penlight.techniques.contract import Request
 from penlight.techniques.diagnose.ablation import Bench, Cut, find_truth
 from penlight.techniques.diagnose.bootstrap import interval
 from penlight.techniques.diagnose.estimate import enough, estimated
-from penlight.techniques.diagnose.excess import Order, Sample, most, ordered, participation, together
+from penlight.techniques.diagnose.excess import Ladder, Order, Said, Sample, most, ordered, participation, together
 from penlight.techniques.diagnose.judging import FEWEST, Judged, judge, pictured
 from penlight.techniques.diagnose.tally import Census, Tallied, fitting
 from penlight.techniques.options import provenance
@@ -35,7 +35,6 @@ _WORK = 1e12  # multiply-adds of one unit of the option `effort`
 _TRIES = 7  # passes a layer that the search for what can go takes, about
 _PROOF, _FEWEST_TESTED = 30, 100  # work on the proofs, in times of the effort, and inputs they are measured on at least
 _BACKWARD = 8  # passes that an estimate from gradients takes of an input, about
-_SHRINK = 0.85  # of what was to go, when all of the data says it is too much
 Numbers = NDArray[np.float64]
 
 
@@ -273,16 +272,20 @@ class Examination:
         counts = {path: n for path, n in counts.items() if n}
         shared = {path: n for path, n in shared.items() if n} if len(counts) > 1 else {}
         asked = [{path: n} for path, n in counts.items()] + ([shared] if shared else [])  # the last: all layers at once
-        done, base = self._measured([*flagged, *(self._going(orders, one) for one in asked)])
-        late = done[len(flagged) :]
-        while wrong := [n for n, one in enumerate(late) if self._costs(one) > self._health.drop + 1e-12]:
-            for n in wrong:
-                asked[n] = {path: int(_SHRINK * count) for path, count in asked[n].items()}
-            for n, one in zip(wrong, self._measured([self._going(orders, asked[n]) for n in wrong])[0], strict=True):
-                late[n] = one
+        ladders, said = [Ladder(one) for one in asked], Said(self._bench)
+        done, base = self._measured([*flagged, *(self._going(orders, one) for one in asked)], said)
+        late: list[Removal | None] = []
+        for ladder, one in zip(ladders, done[len(flagged) :], strict=True):
+            late.append(one if ladder.told(self._affordable(one)) else None)
+        while waiting := [n for n, ladder in enumerate(ladders) if not ladder.ended]:
+            again, _ = self._measured([self._going(orders, ladders[n].counts) for n in waiting], said)
+            for n, one in zip(waiting, again, strict=True):
+                if ladders[n].told(self._affordable(one)):
+                    late[n] = one
+        asked = [ladder.fitting for ladder in ladders]
         self._step()
         alone = {path: n for one in asked[: len(counts)] for path, n in one.items()}
-        removals = [one for one in done[: len(flagged)] + late if one.count]
+        removals = [one for one in [*done[: len(flagged)], *late] if one is not None and one.count]
         return removals, {path: alone.get(path, 0) for path in self._places}, asked[-1] if asked else {}, base
 
     def _flagged(self, path: str, judged: Judged, mean: Numbers) -> list[Proof]:
@@ -299,14 +302,19 @@ class Examination:
     def _going(self, orders: Mapping[str, Order], counts: Mapping[str, int]) -> Proof:
         return Proof(CAN_GO, self._health.replace, {path: orders[path].patch(n) for path, n in counts.items() if n})
 
-    def _costs(self, one: Removal) -> float:
-        return one.loss - one.loss_before if np.isnan(one.accuracy) else one.accuracy_before - one.accuracy
+    def _affordable(self, one: Removal) -> bool:
+        cost = one.loss - one.loss_before if np.isnan(one.accuracy) else one.accuracy_before - one.accuracy
+        return cost <= self._health.drop + 1e-12
 
-    def _measured(self, proofs: Sequence[Proof]) -> tuple[list[Removal], tuple[float, float]]:
+    def _measured(self, proofs: Sequence[Proof], said: Said) -> tuple[list[Removal], tuple[float, float]]:
         """Each set's removal on the inputs drawn for it, and (loss, accuracy) of the whole network."""
         part = Part(self._data, self._drawn(self._tested(len(proofs))))
         cuts: list[Cut] = [one.cut for one in proofs]
-        rows = [self._bench.measure(b.inputs, b.classes, cuts) for b in batches(part, self._batch) if b.index]
+        rows = [
+            self._bench.measure(b.inputs, b.classes, cuts, said((len(part), *b.index), b.inputs))
+            for b in batches(part, self._batch)
+            if b.index
+        ]
         scores = np.concatenate(rows, 2)
         known = ~np.isnan(scores[0, 0])
         if not known.any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from penlight.models.places import Patch
 from penlight.techniques.diagnose.ablation import Bench, Cut
 
+_RUNG = 0.85  # of what was to go, when all of the data says it is too much
+_FURTHER = 4  # times as far down the next try is, while all are too much
 _KEPT = 128e6  # bytes of the whole network's answers that are kept while cuts are tried
 
 
@@ -51,12 +53,31 @@ def ordered(
     return Order(tuple(units if len(units) < len(effect) else units[:-1]), missed, values, dict(scaled))
 
 
+class Said:
+    """What the whole network says of batches of inputs; kept while cuts are tried, as far as it takes little memory."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench, self._bytes = bench, 0
+        self._kept: dict[Hashable, tuple[Tensor, ...]] = {}
+
+    def __call__(self, batch: Hashable, inputs: NDArray[Any]) -> tuple[Tensor, ...]:
+        """Of `inputs`, which are the batch of that name."""
+        if batch in self._kept:
+            return self._kept[batch]
+        said = self._bench.whole(inputs)
+        size = sum(one.numel() * one.element_size() for one in said)
+        if self._bytes + size <= _KEPT:
+            self._kept[batch] = said
+            self._bytes += size
+        return said
+
+
 class Sample:
     """Inputs held in memory on which cuts are tried, and what the whole network says of them."""
 
     def __init__(self, bench: Bench, inputs: NDArray[Any], classes: Sequence[int | None], batch: int) -> None:
         self._bench, self._inputs, self._classes, self._batch = bench, inputs, classes, batch
-        self._whole: dict[int, tuple[Tensor, ...]] = {}  # what the whole network says, by where its batch starts
+        self._said = Said(bench)
         self.loss, self.accuracy = self._means(None)
 
     def _means(self, cut: Cut | None) -> tuple[float, float]:
@@ -71,16 +92,6 @@ class Sample:
         loss = float(both[0][known].mean()) if known.any() else float("nan")
         hits = both[1][known]
         return loss, float(hits.mean()) if hits.size else float("nan")
-
-    def _said(self, start: int, inputs: NDArray[Any]) -> tuple[Tensor, ...]:
-        """What the whole network says of a batch; kept for the next cut, where that does not take much memory."""
-        if start in self._whole:
-            return self._whole[start]
-        said = self._bench.whole(inputs)
-        size = sum(one.numel() * one.element_size() for one in said)
-        if size * len(self._inputs) <= _KEPT * len(inputs):
-            self._whole[start] = said
-        return said
 
     def fits(self, cut: Cut, drop: float) -> bool:
         """Whether a cut costs no more accuracy than `drop`; where there are no classes, no more loss."""
@@ -123,3 +134,45 @@ def _longest(sample: Sample, orders: Mapping[str, Order], row: Sequence[str], dr
         return not cut or sample.fits(cut, drop)
 
     return dict(Counter(row[: len(row) if fits(len(row)) else most(fits, len(row) - 1)]))
+
+
+class Ladder:
+    """Fewer and fewer units that could go, from `counts` (layer → how many) down to none, and the search for the first that can.
+
+    Tried are all, then one rung further down, 4, 16, …, and when one fits the rungs between it and the last that did not, by halving.
+    """
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._rungs = [dict(counts)]
+        while any(self._rungs[-1].values()):
+            self._rungs.append({path: int(_RUNG * count) for path, count in self._rungs[-1].items()})
+        self._at, self._failed, self._fits, self._further = 0, -1, len(self._rungs) - 1, 1
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What to try next."""
+        return self._rungs[self._at]
+
+    @property
+    def fitting(self) -> dict[str, int]:
+        """The most that is known to fit; none before any was told to."""
+        return self._rungs[self._fits]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to be tried."""
+        return self._fits - self._failed <= 1
+
+    def told(self, fits: bool) -> bool:
+        """Say whether `counts` fit, and go to the next; gives `fits` back."""
+        if fits:
+            self._fits = self._at
+        else:
+            self._failed = self._at
+        known = self._fits < len(self._rungs) - 1
+        ahead = self._failed + self._further
+        if known or ahead >= self._fits:
+            self._at = (self._failed + self._fits) // 2
+        else:
+            self._at, self._further = ahead, self._further * _FURTHER
+        return fits

@@ -71,14 +71,21 @@ def _explained(correlation: Numbers, unit: int, kept: NDArray[np.intp], alike: f
         return sorted((int(kept[first[n]]), int(kept[j])))
     if most < 3 or len(kept) < 3:
         return None
-    for flat in np.argsort(-gained, axis=None, kind="stable")[: 2 * _BEAM]:  # each pair stands there twice
-        n, j = np.unravel_index(int(flat), gained.shape)
-        pair = [int(first[n]), int(j)]
-        squared = _third(with_unit, among, pair)
-        k = int(np.argmax(squared))
-        if squared[k] >= goal:
+    pairs = _best_pairs(gained, first)
+    squared = _third(with_unit, among, pairs)
+    for pair, reached in zip(pairs.tolist(), squared, strict=True):
+        k = int(np.argmax(reached))
+        if reached[k] >= goal:
             return sorted(int(kept[i]) for i in (*pair, k))
     return None
+
+
+def _best_pairs(gained: Numbers, first: NDArray[np.intp]) -> NDArray[np.intp]:
+    """(B, 2) places of the pairs that gain most, the best first."""
+    flat, count = gained.ravel(), min(2 * _BEAM, gained.size)  # each pair stands there twice
+    near = np.flatnonzero(flat >= np.partition(flat, -count)[-count])
+    n, j = np.unravel_index(near[np.argsort(-flat[near], kind="stable")[:count]], gained.shape)
+    return np.stack([first[n], j], 1)
 
 
 def _pairs(with_unit: Numbers, among: Numbers, first: NDArray[np.intp]) -> Numbers:
@@ -91,14 +98,14 @@ def _pairs(with_unit: Numbers, among: Numbers, first: NDArray[np.intp]) -> Numbe
     return gained
 
 
-def _third(with_unit: Numbers, among: Numbers, pair: list[int]) -> Numbers:
-    """(K,): squared correlation with the best sum of the pair and unit k."""
-    inverse = np.linalg.pinv(among[np.ix_(pair, pair)])
-    across = among[pair]
-    explained = inverse @ with_unit[pair]
-    left = 1.0 - np.einsum("ik,ij,jk->k", across, inverse, across)
-    new = with_unit - explained @ across
+def _third(with_unit: Numbers, among: Numbers, pairs: NDArray[np.intp]) -> Numbers:
+    """(B, K): squared correlation with the best sum of each pair (B, 2) and unit k."""
+    inverse = np.linalg.pinv(among[pairs[:, :, None], pairs[:, None]])
+    across, own = among[pairs], with_unit[pairs]
+    explained = np.einsum("bij,bj->bi", inverse, own)
+    left = 1.0 - np.einsum("bik,bik->bk", across, inverse @ across)
+    new = with_unit - np.einsum("bi,bik->bk", explained, across)
     squared: Numbers = np.where(
-        left > _INDEPENDENT, with_unit[pair] @ explained + new**2 / np.maximum(left, _INDEPENDENT), -1.0
+        left > _INDEPENDENT, (own * explained).sum(1)[:, None] + new**2 / np.maximum(left, _INDEPENDENT), -1.0
     )
     return squared

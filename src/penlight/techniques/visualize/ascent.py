@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.nadam import nadam
 
 from penlight.techniques.visualize.schedule import Schedule
 
@@ -37,9 +39,7 @@ class Adam:
     rate: Schedule
 
     def begin(self, values: Tensor) -> Climber:
-        return _Torch(
-            torch.optim.Adam([values], lr=self.rate(0), fused=values.device.type in ("cpu", "cuda")), values, self.rate
-        )
+        return _Adam(values, self.rate)
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,37 @@ class NAdam:
     rate: Schedule
 
     def begin(self, values: Tensor) -> Climber:
-        return _Torch(torch.optim.NAdam([values], lr=self.rate(0), eps=1e-7), values, self.rate)
+        return _NAdam(values, self.rate)
 
 
-class _Torch:
-    def __init__(self, optimizer: torch.optim.Optimizer, values: Tensor, rate: Schedule) -> None:
-        self.optimizer, self.values, self.rate = optimizer, values, rate
+class _Adam:
+    """Torch's functional form: the first optimizer of `torch.optim`'s classes imports torch's compiler, which takes over a second."""
 
+    def __init__(self, values: Tensor, rate: Schedule) -> None:
+        self.rate, self.fused = rate, values.device.type in ("cpu", "cuda")
+        self.mean, self.square = torch.zeros_like(values), torch.zeros_like(values)
+        self.count = torch.zeros((), device=values.device if self.fused else "cpu")
+
+    @torch.no_grad()
     def __call__(self, values: Tensor, gradient: Tensor, step: int) -> None:
-        self.values.grad = -gradient
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(step)
-        self.optimizer.step()
-        self.values.grad = None
+        adam(
+            [values], [gradient], [self.mean], [self.square], [], [self.count], foreach=False, fused=self.fused,
+            amsgrad=False, beta1=0.9, beta2=0.999, lr=self.rate(step), weight_decay=0, eps=1e-8, maximize=True,
+        )  # fmt: skip
+
+
+class _NAdam:
+    def __init__(self, values: Tensor, rate: Schedule) -> None:
+        self.rate = rate
+        self.mean, self.square = torch.zeros_like(values), torch.zeros_like(values)
+        self.product, self.count = torch.ones(()), torch.zeros(())
+
+    @torch.no_grad()
+    def __call__(self, values: Tensor, gradient: Tensor, step: int) -> None:
+        nadam(
+            [values], [-gradient], [self.mean], [self.square], [self.product], [self.count], foreach=False,
+            beta1=0.9, beta2=0.999, lr=self.rate(step), weight_decay=0, momentum_decay=4e-3, eps=1e-7,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,8 @@ def _step(
         leaf = part.clone().requires_grad_(True) if isinstance(canvas, PlainCanvas) else canvas.values
         pictures = canvas.show(leaf) if isinstance(canvas, PlainCanvas) else canvas()
         scores, change = climb(pictures.detach(), phase, seed, number)
-        (gradient,) = torch.autograd.grad(pictures, leaf, change)
+        # the same as grad(pictures, leaf, change), which imports torch's compiler
+        (gradient,) = torch.autograd.grad((pictures * change).sum(), leaf)
     if isinstance(canvas, Notes):
         canvas.note(change)
     if only_look:

@@ -22,6 +22,15 @@ class Candidates:
     numbers: Tensor
     categories: NDArray[np.int64]
 
+    def at(self, rows: NDArray[np.intp]) -> Candidates:
+        """Some of the rows."""
+        return Candidates(self.numbers[torch.from_numpy(rows).to(self.numbers.device)], self.categories[rows])
+
+    def put(self, rows: NDArray[np.intp], others: Candidates) -> None:
+        """Write others in the place of some rows."""
+        self.numbers[torch.from_numpy(rows).to(self.numbers.device)] = others.numbers
+        self.categories[rows] = others.categories
+
 
 class Space:
     """What rows there may be, learned from real ones (N, C): each number within its least and largest value, each category that occurs.
@@ -76,12 +85,15 @@ class Space:
         """Numbers (B, n) within the columns' ranges."""
         return torch.minimum(torch.maximum(numbers, self.lowest), self.highest)
 
-    def inputs(self, numbers: Tensor, categories: NDArray[np.int64]) -> Tensor:
-        """(B, inputs) as the network takes them; gradients come through to `numbers`."""
+    def fixed(self, categories: NDArray[np.int64]) -> Tensor:
+        """(B, inputs) as the network takes them, the numbers still missing."""
         own = np.zeros((len(categories), len(self.contract.columns)))
         for place, n in enumerate(self.choices):
             own[:, n] = categories[:, place]
-        fixed = torch.from_numpy(self.contract.normalize(own)).to(self._device)
+        return torch.from_numpy(self.contract.normalize(own)).to(self._device)
+
+    def inputs(self, numbers: Tensor, fixed: Tensor) -> Tensor:
+        """(B, inputs) with the numbers in their places; gradients come through to `numbers`."""
         return fixed.index_copy(1, self._at, numbers)
 
     def raw(self, candidates: Candidates) -> Floats:

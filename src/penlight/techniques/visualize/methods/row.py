@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,13 +20,14 @@ from penlight.results.rows import RowsResult
 from penlight.techniques.contract import Request, Technique
 from penlight.techniques.options import option, provenance
 from penlight.techniques.visualize.likely_rows import Candidates, Space, standard
-from penlight.techniques.visualize.objectives import Neuron, Objective
+from penlight.techniques.visualize.objectives import Neuron, Objective, UnitAt
 from penlight.techniques.visualize.synthesis import asked
 from penlight.techniques.visualize.targets import Target, read_targets
 
 _TRIED = 512  # rows drawn from the ranges, beside the real ones, for starts and for whether a unit moves at all
 _ROUNDS = 6  # times categories and numbers take turns at most
 _AT_ONCE = 4096
+_ROWS = 1024  # that climb side by side
 _BETAS, _TINY = (0.9, 0.99), 1e-12
 Floats = NDArray[np.float64]
 
@@ -49,6 +50,7 @@ class Row(Technique):
     paper: ClassVar[str] = "Erhan et al. 2009, Visualizing Higher-Layer Features of a Deep Network; Ledoit & Wolf 2004"
     kinds: ClassVar[tuple[str, ...]] = ("table",)
     reads_data: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     seeds: int = option(3, "starts a unit", low=1, high=1000)
     minimize: bool = option(False, "look for the row that drives the unit least")
@@ -72,12 +74,14 @@ class Row(Technique):
         targets = read_targets(model, asked(request), "neuron")
         real = _Real.read(data)
         space = Space(contract, real.rows, model.device)
-        found = []
+        drawn = space.anywhere(_TRIED, np.random.default_rng(request.seed))
+        found: dict[int, _Found] = {}
         with undisturbed(model.network, freeze=True):
-            for n, target in enumerate(targets):
-                found.append(_Climb(self, model, space, target, request.seed).run())
-                request.progress(n + 1, len(targets))
-        return self._result(request, targets, real, space, found)
+            for some in _together(targets, max(1, _ROWS // self.seeds)):
+                climb = _Climb(self, model, space, [targets[n] for n in some], request.seed)
+                found.update(zip(some, climb.run(drawn), strict=True))
+                request.progress(len(found), len(targets))
+        return self._result(request, targets, real, space, [found[n] for n in range(len(targets))])
 
     def _result(
         self, request: Request, targets: Sequence[Target], real: _Real, space: Space, found: Sequence[_Found]
@@ -170,53 +174,76 @@ class _Found:
 
 
 class _Climb:
-    """The search for one target's rows."""
+    """The search for the rows of several targets that are read from the same place of a network, each for itself.
 
-    def __init__(self, options: Row, model: Model, space: Space, target: Target, seed: int) -> None:
-        self.options, self.model, self.space, self.target = options, model, space, target
-        self.objective = _objective(target)
+    The rows of one target follow one another: row r is one of target r // seeds.
+    """
+
+    def __init__(self, options: Row, model: Model, space: Space, targets: Sequence[Target], seed: int) -> None:
+        self.options, self.model, self.space, self.targets, self.seed = options, model, space, targets, seed
+        self.objectives = [_objective(target) for target in targets]
         self.sign = -1.0 if options.minimize else 1.0
-        self.scale = 1.0
-        self.rng = np.random.default_rng([seed, *target.text.encode()])
+        self.scales = np.ones(len(targets))
 
-    def run(self) -> _Found:
+    def run(self, drawn: Floats) -> list[_Found]:
+        """What was found for each target; `drawn` are rows from the ranges, beside the real ones."""
+        seeds = self.options.seeds
         real = self._answers(self.space.rows)
-        drawn = self.space.anywhere(_TRIED, self.rng)
-        pool = np.concatenate([self.space.rows, drawn])
-        answers = np.concatenate([real, self._answers(drawn)])
-        moves = standard(answers)
-        best = int(np.argmax(self.sign * real))
-        if not moves:
-            usual = int(np.argmin(self.space.distances))
-            rows = np.repeat(self.space.rows[usual][None], self.options.seeds, 0)
-            return _Found(rows, real[[usual] * len(rows)], np.zeros(len(rows)), best, real, True)
-        self.scale = standard(real) or moves
-        starts = [int(np.argmax(self._scored(answers, pool)))]
-        starts += self.rng.integers(0, len(real), self.options.seeds - 1).tolist()
-        rows = self._climbed(pool[starts])
-        activations = self._answers(rows)
-        return _Found(rows, activations, self._scored(activations, rows), best, real, False)
+        pool, answers = np.concatenate([self.space.rows, drawn]), np.concatenate([real, self._answers(drawn)])
+        usual = int(np.argmin(self.space.distances))
+        starts = np.repeat(self.space.rows[usual][None], len(self.targets) * seeds, 0)
+        moving: list[int] = []
+        penalties = self._penalties(pool)
+        for n, target in enumerate(self.targets):
+            moves = standard(answers[:, n])
+            if not moves:
+                continue
+            moving.append(n)
+            self.scales[n] = standard(real[:, n]) or moves
+            rng = np.random.default_rng([self.seed, *target.text.encode()])
+            best = int(np.argmax(self.sign * answers[:, n] / self.scales[n] - penalties))
+            chosen = [best, *rng.integers(0, len(real), seeds - 1).tolist()]
+            starts[n * seeds : (n + 1) * seeds] = pool[chosen]
+        rows = self._climbed(starts, moving)
+        own = np.repeat(np.arange(len(self.targets)), seeds)
+        activations = self._answers(rows)[np.arange(len(rows)), own]
+        scores = self.sign * activations / self.scales[own] - self._penalties(rows)
+        scores[~np.isin(own, moving)] = 0.0
+        parts = [slice(n * seeds, (n + 1) * seeds) for n in range(len(self.targets))]
+        tops = np.argmax(self.sign * real, 0).tolist()
+        return [
+            _Found(rows[part], activations[part], scores[part], tops[n], real[:, n], n not in moving)
+            for n, part in enumerate(parts)
+        ]
 
-    def _climbed(self, rows: Floats) -> Floats:
-        """Rows (S, C) after numbers and categories took turns until neither got better."""
-        candidates = self._better(self.space.candidates(rows))
+    def _climbed(self, rows: Floats, targets: Sequence[int]) -> Floats:
+        """Rows (B, C) of which those of `targets` were climbed, numbers and categories in turns until neither got better."""
+        own = np.repeat(np.arange(len(self.targets)), self.options.seeds)
+        moving = np.flatnonzero(np.isin(own, targets))
+        own = own[moving]
+        candidates = self._better(self.space.candidates(rows[moving]), own)
+        going = np.arange(len(moving))
         for _ in range(_ROUNDS):
-            candidates = self._ascended(candidates)
-            turned = self._better(candidates)
-            if (turned.categories == candidates.categories).all():
+            if not len(going):
                 break
-            candidates = turned
-        return self.space.raw(candidates)
+            ascended = self._ascended(candidates.at(going), own[going])
+            turned = self._better(ascended, own[going])
+            candidates.put(going, turned)
+            changed = own[going][(turned.categories != ascended.categories).any(1)]
+            going = going[np.isin(own[going], changed)]
+        climbed = rows.copy()
+        climbed[moving] = self.space.raw(candidates)
+        return climbed
 
-    def _ascended(self, start: Candidates) -> Candidates:
+    def _ascended(self, start: Candidates, own: NDArray[np.intp]) -> Candidates:
         """Adam on the numbers, projected to their ranges, with steps that shrink to nothing; the best of the way."""
-        width = self.space.highest - self.space.lowest
+        width, fixed = self.space.highest - self.space.lowest, self.space.fixed(start.categories)
         x = start.numbers.clone()
         first, second = torch.zeros_like(x), torch.zeros_like(x)
         kept, best = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
         for step in range(self.options.steps + 1):
             leaf = x.detach().requires_grad_()
-            score = self._score(leaf, start.categories)
+            score = self._score(leaf, fixed, own)
             better = score.detach() > best
             best = torch.where(better, score.detach(), best)
             kept[better] = x[better]
@@ -231,52 +258,85 @@ class _Climb:
             x = self.space.boxed(x + self.options.rate * left * width * ahead)
         return Candidates(kept, start.categories)
 
-    def _better(self, candidates: Candidates) -> Candidates:
+    @torch.no_grad()
+    def _better(self, candidates: Candidates, own: NDArray[np.intp]) -> Candidates:
         """Every value of every category tried in turn, the others as they are; the best is kept."""
         categories = candidates.categories.copy()
+
+        def scores() -> Floats:
+            found = self._score(candidates.numbers, self.space.fixed(categories), own)
+            return found.double().cpu().numpy()
+
         for place, values in enumerate(self.space.choices.values()):
+            before, now = categories[:, place].copy(), scores()
             tried = []
             for value in values.tolist():
-                changed = categories.copy()
-                changed[:, place] = value
-                with torch.no_grad():
-                    tried.append(self._score(candidates.numbers, changed).cpu().numpy())
-            with torch.no_grad():
-                own = self._score(candidates.numbers, categories).cpu().numpy()
+                categories[:, place] = value
+                tried.append(scores())
             table = np.stack(tried)
-            gain = table.max(0) > own + 1e-6 * np.abs(own)  # no turning back and forth for rounding's sake
-            categories[gain, place] = values[table.argmax(0)][gain]
+            gain = table.max(0) > now + 1e-6 * np.abs(now)  # no turning back and forth for rounding's sake
+            categories[:, place] = np.where(gain, values[table.argmax(0)], before)
         return Candidates(candidates.numbers, categories)
 
-    def _score(self, numbers: Tensor, categories: NDArray[np.int64]) -> Tensor:
-        inputs = self.space.inputs(numbers, categories)
-        found = self.sign * self._read(inputs) / self.scale
+    def _score(self, numbers: Tensor, fixed: Tensor, own: NDArray[np.intp]) -> Tensor:
+        """(B,) of rows that belong to the targets `own` (B,)."""
+        inputs = self.space.inputs(numbers, fixed)
+        targets, scales = torch.from_numpy(own).to(inputs.device), torch.from_numpy(self.scales[own]).to(inputs)
+        found = self.sign * self._read(inputs, targets) / scales
         return found - self.options.weight * self.space.penalty(inputs) if self.options.weight else found
 
-    def _scored(self, activations: Floats, rows: Floats) -> Floats:
-        with torch.no_grad():
-            penalty = self.space.penalty(self.model.tensor(rows)).double().cpu().numpy()
-        return self.sign * activations / self.scale - self.options.weight * penalty
+    @torch.no_grad()
+    def _penalties(self, rows: Floats) -> Floats:
+        """(B,): what is taken off the scores of rows (B, C) in their own units."""
+        found: Floats = self.space.penalty(self.model.tensor(rows)).double().cpu().numpy()
+        return self.options.weight * found
 
+    @torch.no_grad()
     def _answers(self, rows: Floats) -> Floats:
-        """The target for rows (B, C) in their own units, (B,)."""
-        with torch.no_grad():
-            parts = [self._read(self.model.tensor(rows[at : at + _AT_ONCE])) for at in range(0, len(rows), _AT_ONCE)]
+        """(B, targets) for rows (B, C) in their own units."""
+        parts = []
+        for at in range(0, len(rows), _AT_ONCE):
+            outputs = self._outputs(self.model.tensor(rows[at : at + _AT_ONCE]))
+            count = torch.arange(len(rows[at : at + _AT_ONCE]), device=self.model.device)
+            parts.append(torch.stack([objective(outputs, count) for objective in self.objectives], 1))
         found = torch.cat(parts).double().cpu().numpy()
-        if not np.isfinite(found).all():
-            raise CannotRun(f"{self.target.text} is not finite for rows within the range of the data")
+        wrong = np.flatnonzero(~np.isfinite(found).all(0))
+        if len(wrong):
+            raise CannotRun(f"{self.targets[wrong[0]].text} is not finite for rows within the range of the data")
         return found
 
-    def _read(self, inputs: Tensor) -> Tensor:
+    def _read(self, inputs: Tensor, own: Tensor) -> Tensor:
+        """(B,): the target `own` (B,) of each row."""
+        outputs, rows = self._outputs(inputs), torch.arange(len(inputs), device=inputs.device)
+        neurons = [objective for objective in self.objectives if isinstance(objective, Neuron)]
+        if not neurons:
+            return self.objectives[0](outputs, rows)
+        units = torch.tensor([neuron.index for neuron in neurons], device=inputs.device)[own]
+        place = neurons[0].position
+        where = None if place is None else torch.tensor(place, device=inputs.device).expand(len(rows), -1)
+        return UnitAt(neurons[0].layer, units, where)(outputs, rows)
+
+    def _outputs(self, inputs: Tensor) -> dict[str, Tensor]:
         kept: dict[str, Tensor] = {}
 
         def reader(path: str) -> Callable[[Tensor], Any]:
             layer = self.model.layers[path]
             return lambda output: kept.update({path: layer.units_first(output).clone()})
 
-        with Probe(self.model.network, {path: reader(path) for path in self.objective.layers}) as probe:
+        with Probe(self.model.network, {path: reader(path) for path in self.objectives[0].layers}) as probe:
             probe(inputs)
-        return self.objective(kept, torch.arange(len(inputs), device=inputs.device))
+        return kept
+
+
+def _together(targets: Sequence[Target], most: int) -> Iterator[list[int]]:
+    """Numbers of targets that can climb side by side: units of one layer at one position, up to so many; any other by itself."""
+    groups: dict[object, list[int]] = {}
+    for n, target in enumerate(targets):
+        objective = _objective(target)
+        alike = (objective.layer, objective.position) if isinstance(objective, Neuron) else n
+        groups.setdefault(alike, []).append(n)
+    for some in groups.values():
+        yield from (some[at : at + most] for at in range(0, len(some), most))
 
 
 def _objective(target: Target) -> Objective:
