@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,12 +37,28 @@ def is_yes_no(track: NDArray[np.floating]) -> bool:
 
 def ranks(values: NDArray[np.floating]) -> NDArray[np.float32]:
     """Ranks within each column (T, U) as (U, T) from −0.5 to 0.5, ties sharing their mean; NaN for a column that is not finite."""
-    found = np.empty((values.shape[1], values.shape[0]), np.float32)
+    return ranks_among(values, [np.ones(len(values), bool)])[0]
+
+
+def ranks_among(values: NDArray[np.floating], masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.float32]]:
+    """For each mask (T,) the `ranks` of the rows (T, U) where it holds, among themselves; every column is sorted once for all."""
+    found = [np.empty((values.shape[1], int(mask.sum())), np.float32) for mask in masks]
+    numbers = [None if mask.all() else np.cumsum(mask) - 1 for mask in masks]
     for start in range(0, values.shape[1], _COLUMNS):
         # a column at a time, and in memory in a row: as it lies, every step would be a cache miss
         block = np.ascontiguousarray(values[:, start : start + _COLUMNS].T, np.float32)
         for n, column in enumerate(block, start):
-            found[n] = _column_ranks(column)
+            if len(column) >= 2 * _BINS or not np.isfinite(column).all():
+                for part, mask in zip(found, masks, strict=True):
+                    part[n] = _column_ranks(column[mask])
+                continue
+            order, ordered = _sorted(column)
+            for part, mask, number in zip(found, masks, numbers, strict=True):
+                if number is None:
+                    part[n] = _placed(order, ordered)
+                else:
+                    held = mask[order]
+                    part[n] = _placed(number[order[held]], ordered[held])
     return found
 
 
@@ -83,13 +102,36 @@ def _column_ranks(column: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _sorted_ranks(column: NDArray[np.float32]) -> NDArray[np.float32]:
+    return _placed(*_sorted(column))
+
+
+def _sorted(column: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(places, keys) of finite values, the lowest first; equal values have equal keys."""
     # value and place in one whole number: sorting those is faster than an argsort of the values
     bits = (column + np.float32(0)).view(np.int32)  # −0 becomes 0
     keys = (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).astype(np.int64) << 32 | np.arange(len(column))
     keys.sort()
-    order, ordered = keys & 0xFFFFFFFF, keys >> 32
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    ends = np.append(starts[1:], len(column))
-    found = np.empty(len(column), np.float32)
-    found[order] = np.repeat((starts + ends - 1) / 2 / max(len(column) - 1, 1) - 0.5, ends - starts)
+    return keys & 0xFFFFFFFF, keys >> 32
+
+
+def _placed(order: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Ranks of what lies at the places `order` by its keys."""
+    count = len(order)
+    ranked, same = _even(count), np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(same):
+        ranked, apart = ranked.copy(), np.diff(same) > 1
+        starts, ends = same[np.append(True, apart)], same[np.append(apart, True)] + 2
+        tied = np.zeros(count, bool)
+        tied[same] = tied[same + 1] = True
+        ranked[tied] = np.repeat((starts + ends - 1) / 2 / (count - 1) - 0.5, ends - starts)
+    found = np.empty(count, np.float32)
+    found[order] = ranked
+    return found
+
+
+@lru_cache(maxsize=8)
+def _even(count: int) -> NDArray[np.float32]:
+    """Ranks of so many values that all differ, in order."""
+    found = (np.arange(count) / (count - 1) - 0.5 if count > 1 else np.zeros(count)).astype(np.float32)
+    found.flags.writeable = False
     return found

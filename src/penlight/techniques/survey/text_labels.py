@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from penlight.inputs.properties import YES_NO, Property
 from penlight.results.passages import Best
-from penlight.techniques.following import ranks, scored
+from penlight.techniques.following import ranks, ranks_among, scored
 
 CHANCE = 0.05
 SHIFTS = 128
@@ -96,11 +96,12 @@ def usable(half: Half, properties: Sequence[Property]) -> NDArray[np.bool_]:
 def score_all(half: Half, kinds: Sequence[str]) -> Scores:
     """(U, P) scores of every unit and property."""
     scores = np.full((half.values.shape[1], len(kinds)), np.nan)
-    for rows, members in _by_rows(half.tracks):
-        tracks = half.tracks[rows][:, members]
-        for start in range(0, len(scores), _COLUMNS):
-            ranked = ranks(half.values[rows, start : start + _COLUMNS])
-            scores[start : start + _COLUMNS, members] = scored(ranked, tracks, [kinds[p] == YES_NO for p in members])
+    groups = _by_rows(half.tracks)
+    tracks = [half.tracks[rows][:, members] for rows, members in groups]
+    for start in range(0, len(scores), _COLUMNS):
+        ranked = ranks_among(half.values[:, start : start + _COLUMNS], [rows for rows, _ in groups])
+        for (_, members), own, some in zip(groups, tracks, ranked, strict=True):
+            scores[start : start + _COLUMNS, members] = scored(some, own, [kinds[p] == YES_NO for p in members])
     return scores
 
 
