@@ -50,7 +50,7 @@ def ranks_among(values: NDArray[np.floating], masks: Sequence[NDArray[np.bool_]]
         for n, column in enumerate(block, start):
             if len(column) >= 2 * _BINS or not np.isfinite(column).all():
                 for part, mask in zip(found, masks, strict=True):
-                    part[n] = _column_ranks(column[mask])
+                    part[n] = _column_ranks(column[mask]) if mask.any() else ()
                 continue
             order, ordered = _sorted(column)
             for part, mask, number in zip(found, masks, numbers, strict=True):
