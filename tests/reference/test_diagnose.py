@@ -430,12 +430,12 @@ def test_what_costs_too_much_on_all_of_the_data_shrinks_to_the_first_rung_that_f
     rungs = [count]
     while rungs[-1]:
         rungs.append(int(0.85 * rungs[-1]))
-    for k, most in enumerate(rungs):
+    for k, fitting in enumerate(rungs):
         ladder, tried = Ladder({"a": count, "b": 0}), []
         while not ladder.ended:
             tried.append(ladder.counts["a"])
-            assert ladder.told(tried[-1] <= most) == (tried[-1] <= most)
-        assert ladder.fitting == {"a": most, "b": 0}
+            assert ladder.told(tried[-1] <= fitting) == (tried[-1] <= fitting)
+        assert ladder.fitting == {"a": fitting, "b": 0}
         assert tried[0] == count
         assert len(set(tried)) == len(tried) <= min(2 * k + 1, 10)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from penlight.models import Layer, Probe
 from penlight.techniques.visualize.ascent import Climber, Rule
+from penlight.techniques.visualize.cone import Cone
 from penlight.techniques.visualize.edits import Edit, Moment
 from penlight.techniques.visualize.objectives import Objective
 from penlight.techniques.visualize.parameterization import Canvas, Notes, Parameterization, PlainCanvas
@@ -95,6 +96,11 @@ class Stage:
     layers: Mapping[str, Layer]  # those the objective reads
     optics: Optics
     open_last: bool = False  # look before the ReLU whose result a layer is, if it is one's
+    cone: Cone | None = None  # what gives the same values for inputs of one size at less cost
+
+    def seeing(self, x: Tensor) -> nn.Module:
+        """The network that is to look at inputs like this one."""
+        return self.cone.network if self.cone is not None and x.shape[1:] == self.cone.shape else self.network
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,9 +309,11 @@ class _Climb:
             return read
 
         leaf = pictures.detach().requires_grad_(True)
-        with leaking(leaky), Probe(self.stage.network, {path: reader(path) for path in self.stage.layers}) as probe:
-            seen = transform(self.stage.optics.normalize(leaf), chance)
-            probe(self.stage.optics.reshape(seen.contiguous(memory_format=torch.channels_last)))
+        seen = transform(self.stage.optics.normalize(leaf), chance)
+        x = self.stage.optics.reshape(seen.contiguous(memory_format=torch.channels_last))
+        readers = {path: reader(path) for path in self.stage.layers}
+        with leaking(leaky), Probe(self.stage.seeing(x), readers) as probe:
+            probe(x)
         scores = self.objective(found, rows)
         if not scores.requires_grad:  # the layers do not depend on the input at all
             return scores.detach(), torch.zeros_like(pictures)

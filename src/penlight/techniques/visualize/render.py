@@ -16,6 +16,7 @@ from penlight.errors import CannotRun
 from penlight.models import Layer, Model, Probe
 from penlight.models.memory import is_memory_error
 from penlight.models.probe import undisturbed
+from penlight.techniques.visualize.cone import Cone, cone
 from penlight.techniques.visualize.engine import Recipe, Snapshot, Stage, optimize
 from penlight.techniques.visualize.objectives import (
     Diverse,
@@ -36,6 +37,7 @@ from penlight.techniques.visualize.targets import Target
 _MOST = 256  # pictures at once, however small
 _FEW, _AT_LEAST = 8, 2  # large pictures at once; a batch of one runs through other kernels, which round differently
 _PIXELS = 128 * 128  # small pictures are taken together until they make up one large one, and always as many
+_SMALL = 64 * 64  # pixels up to which it is looked for what a position sees of every map
 _BYTES = 1 << 30  # kept for the backward pass at once
 
 Entry = tuple[Target, int]
@@ -144,12 +146,14 @@ def render(
             count = least = 1
         if terms.diversity:  # a target's starts have to meet
             count = least = max(terms.seeds, count // terms.seeds * terms.seeds)
-        at = 0
+        at, cones = 0, dict[tuple[int, ...] | None, Cone | None]()
         while at < len(entries):
             some = entries[at : at + count]
             filled = some + some[:1] * (least - len(some))
             try:
-                rendered = _batch_of(model, optics, job, recipe(filled), filled, terms, partial(advance, len(some)))
+                rendered = _batch_of(
+                    model, optics, job, recipe(filled), filled, terms, partial(advance, len(some)), cones
+                )
             except (RuntimeError, MemoryError) as error:
                 if count == 1 or terms.diversity or not is_memory_error(error):
                     raise
@@ -189,7 +193,7 @@ def _batch(job: Job, optics: Optics) -> tuple[int, int]:
 
 def _batch_of(
     model: Model, optics: Optics, job: Job, recipe: Recipe, entries: Sequence[Entry], terms: Terms,
-    advance: Callable[[], None],
+    advance: Callable[[], None], cones: dict[tuple[int, ...] | None, Cone | None],
 ) -> list[Rendered]:  # fmt: skip
     scene, device = job.scene, optics.mean.device
     objective = wanted = job.objective(entries, device)
@@ -200,7 +204,8 @@ def _batch_of(
         groups = torch.tensor([names.index(name) for name in names], device=device)
         wanted = Diverse(wanted, terms.diversity, groups, terms.relative)
     # one neuron before its ReLU and after it want the same picture, but only before it does one that is off show the way
-    stage = Stage(job.network, job.layers, optics, open_last=True)
+    seen = None if terms.diversity else _cone(job, optics, objective, cones)
+    stage = Stage(job.network, job.layers, optics, open_last=True, cone=seen)
     size = (
         scene.picture if scene.kind != "field" else (scene.view[0] + 2 * scene.margin, scene.view[1] + 2 * scene.margin)
     )
@@ -230,6 +235,23 @@ def _batch_of(
         )
         for n in range(len(entries))
     ]  # fmt: skip
+
+
+def _cone(
+    job: Job, optics: Optics, objective: Objective, known: dict[tuple[int, ...] | None, Cone | None]
+) -> Cone | None:
+    """What the one position that all pictures of a batch look at sees, for small inputs; kept in `known`."""
+    height, width = job.scene.view
+    if not isinstance(objective, UnitAt) or height * width > _SMALL:
+        return None
+    places = None if objective.position is None else {tuple(place) for place in objective.position.tolist()}
+    if places is not None and len(places) > 1:
+        return None
+    place = None if places is None else places.pop()
+    if place not in known:
+        x = optics.reshape(optics.mean.new_zeros((1, optics.shape[0], height, width)))
+        known[place] = cone(job.network, job.layers[objective.layer], place, x)
+    return known[place]
 
 
 def _last(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
