@@ -12,6 +12,7 @@ import zoo
 from penlight.errors import BadInput
 from penlight.inputs import InputContract, open_data
 from penlight.models import Layer, Model, Probe
+from penlight.models.reductions import highest, lowest
 from penlight.techniques.activations.predictions import Predictions
 from penlight.techniques.contract import Request
 from penlight.techniques.survey import histogram
@@ -149,6 +150,15 @@ def test_sums_are_read_off_the_input_only_where_that_is_smaller_and_says_the_sam
 
     assert chosen() == {"wide"}
     assert chosen(stride=2) == chosen(padding=1) == chosen(groups=2) == set()
+
+
+@pytest.mark.parametrize("places", [1, 2, 49, 729, 4096, 4099, 11881])
+@pytest.mark.parametrize("units", [1, 24, 48, 96, 1000])
+def test_extremes_over_positions_are_exact_however_they_are_grouped(places, units):
+    flat = torch.randn((2, places, units), generator=torch.Generator().manual_seed(places))
+    flat[1, places // 2, units - 1] = torch.nan
+    torch.testing.assert_close(highest(flat), flat.amax(1), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(lowest(flat), flat.amin(1), rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_batch_size_fits_the_largest_map_and_nothing_else():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+_MANY = 4096  # positions from which a reduction runs faster in two steps
 _VECTOR = 32  # a reduction over rows runs at full speed where the rows are a multiple of this many numbers
 
 
@@ -20,10 +22,10 @@ def units_last(output: Tensor, layout: str) -> Tensor:
     return last.unsqueeze(1) if last.ndim == 2 else last.flatten(1, -2)
 
 
-def folded(batch: int, places: int, units: int) -> tuple[int, int, int] | None:
-    """The shape of a map (N, P, C) in which some neighbouring positions count as one with more units, where that is faster."""
-    fold = _VECTOR // math.gcd(units, _VECTOR)
-    return (batch, places // fold, fold * units) if fold > 1 and places % fold == 0 else None
+def fold(places: int, units: int) -> int:
+    """How many neighbouring positions of a map (P, C) count as one with more units, so that reductions run at full speed."""
+    most = _VECTOR // math.gcd(units, _VECTOR)
+    return most if most <= places else 1
 
 
 def highest(flat: Tensor) -> Tensor:
@@ -37,7 +39,19 @@ def lowest(flat: Tensor) -> Tensor:
 
 
 def _reduced(reduce: Callable[[Tensor, int], Tensor], flat: Tensor) -> Tensor:
-    shape = folded(*flat.shape) if flat.is_contiguous() else None
-    if shape is not None:
-        flat = reduce(flat.view(shape), 1).view(len(flat), -1, flat.shape[2])
+    batch, places, units = flat.shape
+    together = fold(places, units) if flat.is_contiguous() else 1
+    if together > 1:
+        even = places // together * together
+        folded = flat[:, :even].view(batch, -1, together * units)
+        found = reduce(folded, 1).view(batch, together, units)
+        flat = found if even == places else torch.cat([found, flat[:, even:]], 1)
+    elif places >= _MANY and flat.is_contiguous() and (width := _width(places)) > 1:
+        flat = reduce(flat.view(-1, width, units), 1).view(batch, -1, units)
     return reduce(flat, 1)
+
+
+@lru_cache(maxsize=256)
+def _width(places: int) -> int:
+    """The divisor of `places` that is nearest to its root from below."""
+    return next(n for n in range(math.isqrt(places), 0, -1) if places % n == 0)

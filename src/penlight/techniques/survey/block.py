@@ -20,7 +20,7 @@ from torch import Tensor
 from penlight.errors import CannotRun
 from penlight.models import Layer
 from penlight.models.probe import Reader
-from penlight.models.reductions import folded
+from penlight.models.reductions import highest
 from penlight.techniques.survey.sums import InputSums
 
 _SMALL = 1024  # positions, up to which a map is looked through whole
@@ -133,18 +133,13 @@ def _here(
     """
     order = [a for a in range(len(layer.shape) + 1) if a != layer.axis] + [layer.axis]
     units, places = layer.units, math.prod(layer.positions)
-    flat_shape, folded_shape = (batch, places, units), folded(batch, places, units)
     shared = len(layer.positions) > 1 and places > _SMALL
     strips = (places // layer.positions[-1], layer.positions[-1], units) if shared else None
 
     def read(output: Tensor, target: _Target) -> None:
         split = output.permute(order)  # units last, which is how channels-last maps lie in memory
-        if folded_shape is not None and split.is_contiguous():
-            flat = split.view(flat_shape)
-            torch.amax(split.view(folded_shape).amax(1).view(batch, -1, units), 1, out=target.peak)
-        else:
-            flat = split.flatten(1, -2)
-            torch.amax(flat, 1, out=target.peak)
+        flat = split.flatten(1, -2)
+        target.peak.copy_(highest(flat))
         if sums is None:
             torch.sum(flat, 1, out=target.total)
         else:
