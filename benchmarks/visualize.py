@@ -33,7 +33,7 @@ from penlight.inputs import InputContract
 from penlight.models import Model, Probe
 from penlight.techniques.contract import Request
 from penlight.techniques.visualize.method import Penlight
-from penlight.techniques.visualize.render import jobs
+from penlight.techniques.visualize.render import jobs, one_cone
 from penlight.techniques.visualize.scene import Optics, Wish
 from penlight.techniques.visualize.targets import read_targets
 from penlight.units import Unit
@@ -95,8 +95,8 @@ def matrix_rate() -> float:
 def operations(model: Model, layer: str, method: Penlight) -> float:
     """Floating-point operations that one step of one picture cannot do without: convolutions and matrix products, both ways.
 
-    Counted on the network as it is optimised (folded, cut after the layer) at the size it looks at; the gradient of the pictures
-    alone, as no weight changes.
+    Counted on the network as it is optimised (folded, cut after the layer, of small inputs only what the neuron sees) at the size it
+    looks at; the gradient of the pictures alone, as no weight changes.
     """
     optics = Optics.of(model)
     (job,) = jobs(
@@ -104,8 +104,9 @@ def operations(model: Model, layer: str, method: Penlight) -> float:
     )
     x = torch.rand(1, 3, *job.scene.view, requires_grad=True)
     found: list[torch.Tensor] = []
+    seen = one_cone(job, optics, job.objective([(job.targets[0], 0)], x.device), {})
     with FlopCounterMode(display=False) as counter:
-        with Probe(job.network, {layer: found.append}) as probe:
+        with Probe(job.network if seen is None else seen.network, {layer: found.append}) as probe:
             probe(x)
         found[0].sum().backward()
     return float(counter.get_total_flops())

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     from penlight.models import Model
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "letters": {
-        "steps": 96,
-        "rate": 0.27,
-    },  # 320 at 0.2 are usual: on pictures of 28 pixels the rest only adds contrast
+    "letters": {"steps": 96, "rate": 0.27},  # not 320 at 0.2: on 28 x 28 pixels the rest only adds contrast
     "biopsies": {},
     "code": {"seeds": 1, "width": 4, "length": 16},
 }

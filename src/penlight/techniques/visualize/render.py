@@ -204,7 +204,7 @@ def _batch_of(
         groups = torch.tensor([names.index(name) for name in names], device=device)
         wanted = Diverse(wanted, terms.diversity, groups, terms.relative)
     # one neuron before its ReLU and after it want the same picture, but only before it does one that is off show the way
-    seen = None if terms.diversity else _cone(job, optics, objective, cones)
+    seen = None if terms.diversity else one_cone(job, optics, objective, cones)
     stage = Stage(job.network, job.layers, optics, open_last=True, cone=seen)
     size = (
         scene.picture if scene.kind != "field" else (scene.view[0] + 2 * scene.margin, scene.view[1] + 2 * scene.margin)
@@ -237,7 +237,7 @@ def _batch_of(
     ]  # fmt: skip
 
 
-def _cone(
+def one_cone(
     job: Job, optics: Optics, objective: Objective, known: dict[tuple[int, ...] | None, Cone | None]
 ) -> Cone | None:
     """What the one position that all pictures of a batch look at sees, for small inputs; kept in `known`."""

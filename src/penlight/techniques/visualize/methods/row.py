@@ -218,6 +218,8 @@ class _Climb:
 
     def _climbed(self, rows: Floats, targets: Sequence[int]) -> Floats:
         """Rows (B, C) of which those of `targets` were climbed, numbers and categories in turns until neither got better."""
+        if not targets:
+            return rows
         own = np.repeat(np.arange(len(self.targets)), self.options.seeds)
         moving = np.flatnonzero(np.isin(own, targets))
         own = own[moving]
