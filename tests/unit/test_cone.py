@@ -83,7 +83,8 @@ def both(network, twin, layer, position, x):
 
 @pytest.mark.parametrize("position", [None, (0, 0), (2, 7), (5, 11)])
 @pytest.mark.parametrize(("make", "path"), [(chain, "7"), (Branched, "last")])
-def test_a_cone_gives_the_whole_networks_values_and_gradients(make, path, position):
+def test_a_cone_gives_the_whole_networks_values_and_gradients(monkeypatch, make, path, position):
+    monkeypatch.setattr("penlight.techniques.visualize.cone._SAVES", 0.9)  # also where it would not pay
     model = Model(zoo.seeded(make), contract((3, 24, 24) if make is chain else (3, 26, 26)))
     network, layer = model.prepared(keep=[path]), model.layer(path)
     found = cone(network, layer, position, torch.zeros(1, *model.contract.shape))
@@ -112,7 +113,14 @@ def test_what_mixes_all_positions_or_runs_twice_is_left_whole():
     assert found is None or set(boxes(found)) == {"last"}
 
 
-def test_a_network_whose_zeros_matter_is_used_whole():
+def test_what_saves_little_is_not_worth_it():
+    model = Model(zoo.seeded(chain), contract((3, 24, 24)))
+    assert cone(model.prepared(keep=["7"]), model.layer("7"), None, torch.zeros(1, 3, 24, 24)) is None
+
+
+def test_a_network_whose_zeros_matter_is_used_whole(monkeypatch):
+    monkeypatch.setattr("penlight.techniques.visualize.cone._SAVES", 0.9)
+
     class Hidden(nn.Module):
         """What is not a number counts as zero here, so that probing with it finds nothing."""
 

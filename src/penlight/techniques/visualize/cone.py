@@ -23,7 +23,7 @@ from penlight.techniques.visualize.objectives import centre
 from penlight.techniques.visualize.schedule import stream
 
 _PAYS = 0.55  # share of its map from which a convolution is left whole
-_SAVES = 0.85  # share of the work from which the network is left whole
+_SAVES = 0.4  # share of the work that may be left; above it, cutting and padding take what is saved
 _AT_ONCE = 64  # poisoned inputs in one pass
 _ALIKE = 1e-4  # of the largest value: how far what comes out may be from the whole network's
 _FAILS = (CannotRun, RuntimeError, ValueError, IndexError, TypeError, AssertionError)
