@@ -13,6 +13,8 @@ from penlight.inputs import InputContract
 from penlight.models import Model, Probe
 from penlight.techniques.visualize import render
 from penlight.techniques.visualize.cone import cone
+from penlight.techniques.visualize.engine import Stage
+from penlight.techniques.visualize.scene import Optics
 
 
 def contract(shape):
@@ -153,6 +155,9 @@ def test_pictures_are_the_same_with_and_without(monkeypatch):
 
 
 def test_inputs_of_another_size_go_to_the_whole_network():
-    # octaves show the network pictures of several sizes; only one of them has a cone
-    made = penlight.visualize("letters", ["conv4:3"], method="deepdream", steps=2)
-    assert made.images.shape[0] == 1
+    model = penlight.load("letters")
+    network, layers = model.prepared(keep=["conv4"]), {"conv4": model.layer("conv4")}
+    found = cone(network, layers["conv4"], None, torch.zeros(1, 1, 28, 28))
+    stage = Stage(network, layers, Optics.of(model), cone=found)
+    assert stage.seeing(torch.zeros(2, 1, 28, 28)) is found.network
+    assert stage.seeing(torch.zeros(2, 1, 28, 27)) is network
