@@ -71,6 +71,7 @@ class Synthesis(Technique):
     kinds: ClassVar[tuple[str, ...]] = ("image", "array")
 
     verb: ClassVar[str] = "visualize"
+    version: ClassVar[int] = 2  # of what all of them share; raised in a method that has changed besides
     windows: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     narrow: ClassVar[bool] = True

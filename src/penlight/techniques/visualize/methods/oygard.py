@@ -83,7 +83,7 @@ class Oygard(Synthesis):
     """
 
     name: ClassVar[str] = "oygard"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     paper: ClassVar[str] = "Øygard, Visualizing GoogLeNet Classes, 2015 (auduno/deepdraw)"
 
     steps: int = option(0, "steps of all octaves together, shared out as published; 0: the published number", low=0)

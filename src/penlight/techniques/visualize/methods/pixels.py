@@ -30,7 +30,7 @@ class Erhan(Synthesis):
     """
 
     name: ClassVar[str] = "erhan"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     paper: ClassVar[str] = (
         "Erhan, Bengio, Courville & Vincent, Visualizing Higher-Layer Features of a Deep Network,"
         " Université de Montréal 2009, technical report 1341"
@@ -66,7 +66,7 @@ class Simonyan(Synthesis):
     """
 
     name: ClassVar[str] = "simonyan"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     paper: ClassVar[str] = (
         "Simonyan, Vedaldi & Zisserman, Deep Inside Convolutional Networks: Visualising Image Classification Models and Saliency"
         " Maps, ICLR Workshop 2014 (arXiv:1312.6034), section 2"

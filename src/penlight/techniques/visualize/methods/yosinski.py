@@ -70,7 +70,7 @@ class Yosinski(Synthesis):
     """
 
     name: ClassVar[str] = "yosinski"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     paper: ClassVar[str] = (
         "Yosinski, Clune, Nguyen, Fuchs & Lipson, Understanding Neural Networks Through Deep Visualization, ICML Deep Learning"
         " Workshop 2015 (arXiv:1506.06579); optimize/gradient_optimizer.py of the Deep Visualization Toolbox"
