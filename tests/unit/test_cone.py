@@ -106,13 +106,17 @@ def test_boxes_are_the_closed_forms():
     assert boxes(found) == {"conv4": (3, 4, 3, 4), "conv3": (2, 5, 2, 5), "conv2": (2, 12, 2, 12)}
 
 
-def test_what_mixes_all_positions_or_runs_twice_is_left_whole():
-    model = Model(zoo.seeded(Gated), contract((3, 20, 20)))
-    found = cone(model.prepared(keep=["last"]), model.layer("last"), None, torch.zeros(1, 3, 20, 20))
-    assert found is None or set(boxes(found)) == {"last"}
-    model = Model(zoo.seeded(Twice), contract((3, 20, 20)))
-    found = cone(model.prepared(keep=["last"]), model.layer("last"), None, torch.zeros(1, 3, 20, 20))
-    assert found is None or set(boxes(found)) == {"last"}
+@pytest.mark.parametrize("make", [Gated, Twice])
+def test_what_mixes_all_positions_or_runs_twice_is_left_whole(monkeypatch, make):
+    model = Model(zoo.seeded(make), contract((3, 20, 20)))
+    network, layer = model.prepared(keep=["last"]), model.layer("last")
+    monkeypatch.setattr("penlight.techniques.visualize.cone._SAVES", 1.0)
+    assert set(boxes(cone(network, layer, None, torch.zeros(1, 3, 20, 20)))) == {"last"}
+
+
+def test_work_that_cannot_be_saved_counts():
+    model = Model(zoo.seeded(Twice), contract((3, 20, 20)))  # the last convolution is 4 of 10 parts of the work
+    assert cone(model.prepared(keep=["last"]), model.layer("last"), None, torch.zeros(1, 3, 20, 20)) is None
 
 
 def test_what_saves_little_is_not_worth_it():

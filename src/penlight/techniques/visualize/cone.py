@@ -41,12 +41,11 @@ def cone(network: nn.Module, layer: Layer, position: Sequence[int] | None, x: Te
     """The cone of a layer's `position`, None: the middle, for inputs like `x` (1, …); None where there is none, or it saves little."""
     try:
         with torch.inference_mode(False), torch.backends.cudnn.flags(enabled=False):  # cuDNN's kernels smear NaN
-            sizes, middle = _convolutions(network, layer, x)
+            sizes, work, middle = _convolutions(network, layer, x)
             position = middle if position is None else position
             boxes = _boxes(network, layer, position, x, sizes) if sizes else {}
-            work = {path: one.weight.numel() * h * w for path, (one, (h, w)) in sizes.items()}
-            left = {path: work[path] * _share(boxes[path], sizes[path][1]) for path in boxes}
-            if not boxes or sum((work | left).values()) > _SAVES * sum(work.values()):
+            saved = sum(_work(*sizes[path]) * (1 - _share(box, sizes[path][1])) for path, box in boxes.items())
+            if not boxes or work - saved > _SAVES * work:
                 return None
             twin = frozen_copy(network, shared=network.parameters())
             for path, box in boxes.items():
@@ -99,13 +98,22 @@ class _Part(nn.Module):
 Sizes = dict[str, tuple[nn.Conv2d, tuple[int, int]]]
 
 
-def _convolutions(network: nn.Module, layer: Layer, x: Tensor) -> tuple[Sizes, tuple[int, ...]]:
-    """(path → convolution and its map (H, W), for the plain ones on the way to the layer that run once; the middle of the layer's map)."""
+def _work(module: nn.Module, size: tuple[int, int]) -> int:
+    """Multiply-adds of a convolution whose map is (H, W)."""
+    weight = getattr(module, "weight", None)
+    return weight.numel() * size[0] * size[1] if isinstance(weight, Tensor) and weight.ndim == 4 else 0
+
+
+def _convolutions(network: nn.Module, layer: Layer, x: Tensor) -> tuple[Sizes, int, tuple[int, ...]]:
+    """What runs on the way to the layer, and the middle of its map.
+
+    Path → convolution and its map (H, W), for the plain ones that run once; the multiply-adds of all.
+    """
     calls: dict[nn.Module, list[tuple[int, int]]] = {}
     middle: list[tuple[int, ...]] = []
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
-        if type(module) is nn.Conv2d and output.ndim == 4:
+        if isinstance(output, Tensor) and output.ndim == 4:
             calls.setdefault(module, []).append((output.shape[2], output.shape[3]))
 
     def read(output: Tensor) -> None:
@@ -116,17 +124,15 @@ def _convolutions(network: nn.Module, layer: Layer, x: Tensor) -> tuple[Sizes, t
     found = {
         path: (module, calls[module][0])
         for path, module in network.named_modules()
-        if isinstance(module, nn.Conv2d)
+        if type(module) is nn.Conv2d
         and len(calls.get(module, ())) == 1
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
     }
-    return found, middle[0]
+    return found, sum(_work(module, size) for module, sizes in calls.items() for size in sizes), middle[0]
 
 
-def _boxes(
-    network: nn.Module, layer: Layer, position: Sequence[int], x: Tensor, sizes: Sizes
-) -> dict[str, _Box]:  # fmt: skip
+def _boxes(network: nn.Module, layer: Layer, position: Sequence[int], x: Tensor, sizes: Sizes) -> dict[str, _Box]:
     """What the position sees of each convolution's map, where that is well below the whole.
 
     Found by halving: as many rows, or columns, as can be poisoned from one side before the position turns into NaN.
