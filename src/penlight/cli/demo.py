@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from penlight.cli.atlas import build
 from penlight.cli.shared import open_model, workers_option
@@ -21,7 +20,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "biopsies": {},
     "code": {"seeds": 1, "width": 4, "length": 16},
 }
-_TEXT = 80_000  # tokens of the texts that `code` is looked at with; all of its sample takes a minute more
+_TEXT = 80_000  # tokens of the texts that `code` is looked at with, of 420,000 in its sample
 _SAYS = {
     "letters": "a small network on pictures, which tells the glyphs A to J apart",
     "biopsies": "a small network on a table, which tells malignant tumours from benign ones",
@@ -65,9 +64,13 @@ def _looked_at(model: Model) -> Any:
 
     data = find_data(model, None)
     sizes = [len(data.read(n)) for n in range(len(data))]
-    order = sorted(range(len(data)), key=sizes.__getitem__)
-    room = np.cumsum([sizes[n] for n in order]) <= _TEXT
-    return pick(data, sorted(n for n, fits in zip(order, room, strict=True) if fits))
+    numbers, room = [], _TEXT
+    for n in sorted(range(len(data)), key=sizes.__getitem__):
+        room -= sizes[n]
+        if room < 0:
+            break
+        numbers.append(n)
+    return pick(data, sorted(numbers))
 
 
 def _first(out: Path, pages: dict[str, Path]) -> Path:
