@@ -12,7 +12,8 @@ class the network finds, as probability, which lime explains, and as score, whic
 network answers a pool of twice lime's samples, drawn as lime draws them, once; lime's two repeats are halves of that pool, parted anew
 16 times, and fitted as lime fits. Penlight draws three repeats of its own, of --most samples, by its default sampling; what it would know
 after fewer is fitted from the first of them. `samples` is where the mean tau over the pictures reaches lime's, interpolated; `time` is
-that of lime's samples over Penlight's at that number, both from the first part, so that setting up is in it. `with lime's` is the tau
+that of lime's samples over Penlight's at that number, both from the first part, so that setting up is in it, and drawing, fitting and
+judging the stability of so many added for Penlight, measured with the network's answers at hand. `with lime's` is the tau
 between a repeat of Penlight's of that many samples and one of lime's: if both rank by the same truth, it is lime's own. `stops` is the
 number at which Penlight's own rule ends when it is asked for the tau that lime has, and `tau there` what tau the repeats then have.
 """
@@ -289,6 +290,24 @@ def reached(sizes: list[int], taus: Numbers, wanted: float) -> float | None:
     return None
 
 
+def thinking(found: dict[str, Any], size: int) -> float:
+    """Seconds that `size` draws take beside the network: drawing, fitting, and looking whether it is stable."""
+    run, values, count = found["runs"][0], found["heard"][0]["score"], found["parts"].count
+    asked = Lime(samples=size)
+
+    def fit(masks: Masks, values: Numbers) -> Numbers:
+        return asked._fit(found["parts"], masks, values).weights
+
+    def work() -> None:
+        streams = Streams(*(balanced(binomial(count), np.random.default_rng((0, n))) for n in (0, 1)))
+        replay = lambda masks, first: values[first : first + len(masks)]  # noqa: E731
+        drawn = collect(replay, np.ones((1, count), bool), streams, fit, Plan(size, 0.8), lambda *_: None)
+        assert np.array_equal(drawn.masks[:65], run.masks[:65])
+        fit(drawn.masks, drawn.values)
+
+    return statistics.median(seconds(work)[0] for _ in range(3))
+
+
 def stable(model: Model, pictures: list[Any], samples: int, most: int, cost: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a reading."""
     network = model.prepared()
@@ -304,7 +323,10 @@ def stable(model: Model, pictures: list[Any], samples: int, most: int, cost: dic
         told = [compare(one, reading, samples, sizes) for one in found]
         mean = {name: np.mean([one[name] for one in told], axis=0) for name in told[0]}
         size = reached(sizes, mean["ours"], float(mean["lime"]))
-        spent = None if size is None else cost["penlight_fixed_s"] + size * cost["penlight_ms_per_sample"] / 1e3
+        spent = beside = None
+        if size is not None:
+            beside = statistics.mean(thinking(one, round(size)) for one in found)
+            spent = cost["penlight_fixed_s"] + size * cost["penlight_ms_per_sample"] / 1e3 + beside
         lime_s = cost["lime_s"] * samples / cost["samples"]
         rows.append(
             {
@@ -317,6 +339,7 @@ def stable(model: Model, pictures: list[Any], samples: int, most: int, cost: dic
                 "penlight_stops": float(mean["stops"]),
                 "penlight_tau_there": float(mean["there"]),
                 "tau_by_samples": dict(zip(map(str, sizes), map(float, mean["ours"]), strict=True)),
+                "penlight_beside_s": beside,
                 "time_ratio": None if spent is None else lime_s / spent,
                 "goal": GOAL_STABLE,
             }

@@ -139,3 +139,115 @@ def test_pointwise_says_which():
 def test_without_onednn_the_network_is_returned(net, monkeypatch):
     monkeypatch.setattr(packing.torch.backends.mkldnn, "is_available", lambda: False)
     assert packed(net, inputs()) is net
+
+
+# rectifiers joined to the convolution before them
+
+
+class Rectified(nn.Module):
+    """Pointwise convolutions with rectifiers after them: read by nothing else, added to on the way, read twice, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, 12, 1), nn.ReLU6())
+        self.two = nn.Sequential(nn.Conv2d(12, 12, 1), nn.Identity(), nn.Hardtanh(-0.2, 0.3, inplace=True))
+        self.three, self.silu = nn.Conv2d(12, 12, 1), nn.SiLU()
+        self.added, self.after = nn.Conv2d(12, 12, 1), nn.ReLU()
+        self.again, self.relu = nn.Conv2d(12, 12, 1), nn.ReLU()
+        self.last, self.gelu = nn.Conv2d(12, 12, 1), nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.silu(self.three(self.two(self.one(x))))
+        y = self.added(x)
+        y += x  # in place: the rectifier reads the same memory, and other values
+        y = self.after(y)
+        y = self.relu(self.again(y)) + self.relu(self.again(x))
+        return self.gelu(self.last(y))
+
+
+class Between(nn.Module):
+    """Something reads what lies between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 5, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.conv(x)
+        return self.relu(made) - made
+
+
+def joins(network):
+    """Convolutions whose own output is already rectified."""
+    return {
+        name
+        for name, module in network.named_modules()
+        if isinstance(one := vars(module).get("forward"), Packed) and one._then.name != "none"
+    }
+
+
+@pytest.fixture
+def rectified():
+    return zoo.seeded(Rectified).eval()
+
+
+def skip_without(net, x):
+    if not joins(packed(net, x, [])):
+        pytest.skip("this PyTorch has no packed convolution with rectifiers")
+
+
+def test_rectifiers_that_alone_read_a_convolution_are_joined_to_it(rectified):
+    x = inputs()
+    skip_without(rectified, x)
+    twin = packed(rectified, x, [])
+    assert joins(twin) == {"one.0", "two.0", "three"}
+    for given in (x, inputs(5, 7), 3 * inputs(2, 4)):
+        with torch.inference_mode():
+            torch.testing.assert_close(twin(given), rectified(given), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("path", "left"),
+    [
+        ("one.0", {"two.0", "three"}),
+        ("one.1", {"one.0", "two.0", "three"}),
+        ("two.1", {"one.0", "three"}),  # the identity puts out what the convolution did
+        ("three#1", {"one.0", "two.0"}),
+        ("one", {"one.0", "two.0", "three"}),
+    ],
+)
+def test_layers_that_will_be_read_give_what_they_did(rectified, path, left):
+    x = inputs()
+    skip_without(rectified, x)
+    twin = packed(rectified, x, [path])
+    assert joins(twin) == left
+    read = {}
+    for name, net in (("twin", twin), ("plain", rectified)):
+        module = net.get_submodule(path.partition("#")[0])
+        handle = module.register_forward_hook(lambda m, i, o, name=name: read.__setitem__(name, o.clone()))
+        with torch.inference_mode():
+            net(x)
+        handle.remove()
+    torch.testing.assert_close(read["twin"], read["plain"], rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_joined_unless_it_is_said_what_will_be_read(rectified):
+    assert not joins(packed(rectified, inputs()))
+
+
+def test_what_something_else_reads_is_left_alone():
+    net = zoo.seeded(Between).eval()
+    twin = packed(net, inputs(), [])
+    assert not joins(twin)
+    with torch.inference_mode():
+        torch.testing.assert_close(twin(inputs()), net(inputs()), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_come_through_joined_rectifiers(rectified):
+    twin, x = packed(rectified, inputs(), []), inputs().requires_grad_()
+    (found,) = torch.autograd.grad(twin(x).square().sum(), x)
+    (wanted,) = torch.autograd.grad(rectified(x).square().sum(), x)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    again = copy.deepcopy(twin)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(inputs()), rectified(inputs()), rtol=1e-5, atol=1e-6)

@@ -1,44 +1,154 @@
-"""Pointwise convolutions from packed weights: what PyTorch does with few inputs at once takes up to a third longer."""
+"""Pointwise convolutions from packed weights: what PyTorch does with few inputs at once takes up to a third longer.
+
+Where nobody looks in between, the rectifier after one is done by the same operator.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penlight.models.layers import run
-from penlight.models.probe import first_tensor, frozen_copy, listening
+from penlight.models.layers import run, same_memory
+from penlight.models.probe import first_tensor, frozen_copy, listening, split_call
 
 _ROUNDING = 1e-5  # of the largest value: another order of the same sums
+_MISSING = (AttributeError, NotImplementedError, RuntimeError, TypeError)  # the operator is PyTorch's own affair
+_TOLERANCE = 1e-3  # of the network's largest output, after many of them
 
 
-def packed(network: nn.Module, example: Tensor) -> nn.Module:
+def packed(network: nn.Module, example: Tensor, keep: Collection[str] | None = None) -> nn.Module:
     """A copy of a prepared network for passes without gradients, faster on a CPU; it shares the weights, which must not change.
 
     `example` (N, *shape) is an input as it will be given. Every convolution is compared on it with what it replaces, and left as it is
     if they differ, or if this PyTorch cannot do it. What asks for gradients gets the plain convolution.
+
+    With `keep`, the layers whose outputs will be read, rectifiers elsewhere are joined to the convolution before them, whose own output
+    is then the rectified one; None joins none.
     """
     if example.device.type != "cpu" or example.ndim != 4 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return network
     twin = frozen_copy(network, network.parameters())
-    found: dict[nn.Conv2d, Packed] = {}
+    look = _Look(twin, None if keep is None else {split_call(path)[0] for path in keep})
+    example = example.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():  # not inference_mode, whose tensors do not tell that they were written to
+        with listening(twin, look.after, look.before):
+            before = first_tensor(run(twin, example.clone()))
+        for module, one in look.found.items():
+            module.__dict__["forward"] = one
+        joined = look.joined()
+        if joined:
+            _join(joined)
+            after = first_tensor(run(twin, example.clone()))
+            if before is None or after is None or not _alike(after, before, _TOLERANCE):
+                for conv, act, _ in joined:  # something else reads what lies between
+                    conv.__dict__["forward"] = look.found[conv]
+                    del act.__dict__["forward"]
+    return twin
 
-    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+
+def _join(joined: Collection[tuple[nn.Conv2d, nn.Module, Packed]]) -> None:
+    for conv, act, both in joined:
+        conv.__dict__["forward"], act.__dict__["forward"] = both, _same
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+@dataclass(eq=False)
+class _Written:
+    """What a convolution put out, and the modules that put out the very same."""
+
+    conv: nn.Conv2d
+    given: Tensor
+    made: Tensor
+    version: int
+    by: set[nn.Module] = field(default_factory=set)
+
+    def is_in(self, tensor: Tensor | None) -> bool:
+        return tensor is not None and same_memory(tensor, self.made) and tensor._version == self.version
+
+
+@dataclass(eq=False)
+class _Look:
+    """One pass: which convolutions can be packed, and which rectifiers read exactly what one of them wrote."""
+
+    network: nn.Module
+    keep: Collection[str] | None
+    found: dict[nn.Conv2d, Packed] = field(default_factory=dict)
+    calls: Counter[nn.Module] = field(default_factory=Counter)
+    _last: _Written | None = None
+    _pairs: list[tuple[_Written, nn.Module, Packed]] = field(default_factory=list)
+
+    def before(self, module: nn.Module, inputs: Any) -> None:
+        last, given = self._last, first_tensor(inputs)
+        kind = _rectifier(module)
+        if self.keep is None or kind is None or last is None or given is None or not last.is_in(given):
+            return
+        both = self.found[last.conv].joined(kind, last.given)
+        if both is not None and _alike(both(last.given), kind.plain(given.clone())):
+            self._pairs.append((last, module, both))
+        self._last = None
+
+    def after(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.calls[module] += 1
         given, made = first_tensor(inputs), first_tensor(output)
-        if given is None or made is None or module in found or not pointwise(module) or "forward" in vars(module):
+        if self._last is not None and self._last.is_in(made):
+            self._last.by.add(module)
+        if given is None or made is None or not pointwise(module) or "forward" in vars(module):
             return
         assert isinstance(module, nn.Conv2d)
-        one = Packed.of(module.weight, module.bias, given)
-        if one is not None and _alike(one(given), made):
-            found[module] = one
+        if module not in self.found:
+            one = Packed.of(module.weight, module.bias, given)
+            if one is None or not _alike(one(given), made):
+                return
+            self.found[module] = one
+        self._last = _Written(module, given, made, made._version, {module})
 
-    with torch.inference_mode(), listening(twin, after, lambda module, inputs: None):
-        run(twin, example.contiguous(memory_format=torch.channels_last).clone())
-    for module, one in found.items():
-        module.__dict__["forward"] = one
-    return twin
+    def joined(self) -> list[tuple[nn.Conv2d, nn.Module, Packed]]:
+        """Convolutions with the rectifiers after them, both called once, nothing between them to be read."""
+        names = {module: name for name, module in self.network.named_modules()}
+        kept = self.keep or ()
+        return [
+            (written.conv, act, both)
+            for written, act, both in self._pairs
+            if self.calls[written.conv] == self.calls[act] == 1
+            and not any(names[module] in kept for module in written.by)
+        ]
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """How the operator names it, with its numbers, and PyTorch's own."""
+
+    name: str
+    numbers: tuple[float, ...]
+    plain: Callable[[Tensor], Tensor]
+
+
+_NOTHING = Rectifier("none", (), _same)
+
+
+def _rectifier(module: nn.Module) -> Rectifier | None:
+    """What the operator can do of a module, None if it is no rectifier that it knows."""
+    if "forward" in vars(module):
+        return None
+    if type(module) is nn.ReLU:
+        return Rectifier("relu", (), F.relu)
+    if type(module) in (nn.ReLU6, nn.Hardtanh):
+        assert isinstance(module, nn.Hardtanh)
+        low, high = module.min_val, module.max_val
+        return Rectifier("hardtanh", (low, high), lambda x: F.hardtanh(x, low, high))
+    if type(module) is nn.SiLU:
+        return Rectifier("swish", (), F.silu)
+    return None
 
 
 def pointwise(module: nn.Module) -> bool:
@@ -49,7 +159,7 @@ def pointwise(module: nn.Module) -> bool:
 
 
 class Packed:
-    """A pointwise convolution, (N, C, H, W) → (N, units, H, W), without gradients."""
+    """A pointwise convolution, (N, C, H, W) → (N, units, H, W), without gradients, on request with a rectifier after it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> None:
         self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
@@ -57,6 +167,7 @@ class Packed:
         pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its annotations lack arguments
         self._packed = pack(dense, (0, 0), (1, 1), (1, 1), 1, list(shape))
         self._operator = torch.ops.mkldnn._convolution_pointwise.default
+        self._then = _NOTHING
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None, given: Tensor) -> Packed | None:
@@ -66,20 +177,31 @@ class Packed:
         try:
             one = cls(weight, bias, tuple(given.shape))
             one(given)
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # the operator is PyTorch's own affair
+        except _MISSING:
             return None
         return one
 
+    def joined(self, then: Rectifier, given: Tensor) -> Packed | None:
+        """The same with a rectifier after it; None where this PyTorch's operator does not know it."""
+        both = copy.copy(self)
+        both._then = then
+        try:
+            both(given)
+        except _MISSING:
+            return None
+        return both
+
     def __call__(self, x: Tensor) -> Tensor:
         if x.requires_grad or x.ndim != 4 or x.dtype is not torch.float32 or x.device.type != "cpu":
-            return F.conv2d(x, self._weight, self._bias)
-        made: Tensor = self._operator(x, self._packed, self._bias, (0, 0), (1, 1), (1, 1), 1, "none", [], "")
+            return self._then.plain(F.conv2d(x, self._weight, self._bias))
+        how = (self._then.name, list(self._then.numbers), "")
+        made: Tensor = self._operator(x, self._packed, self._bias, (0, 0), (1, 1), (1, 1), 1, *how)
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
         return self  # packed memory cannot be copied, and is never written to
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
+def _alike(one: Tensor, other: Tensor, share: float = _ROUNDING) -> bool:
     scale = float(other.abs().max()) if other.numel() else 0.0
-    return one.shape == other.shape and float((one - other).abs().max()) <= _ROUNDING * scale + 1e-7
+    return one.shape == other.shape and float((one - other).abs().max()) <= share * scale + 1e-7

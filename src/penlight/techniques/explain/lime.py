@@ -27,8 +27,9 @@ from penlight.techniques.explain.sampler import (
     every,
     mirrored,
 )
-from penlight.techniques.explain.surrogate import SELECTIONS, Fit, kendall, ridge, select
+from penlight.techniques.explain.surrogate import SELECTIONS, Fit, kendall, ridge, select, weighted_r2
 from penlight.techniques.explain.tabular import binned
+from penlight.techniques.explain.triples import without_triples
 from penlight.techniques.options import option
 
 Numbers = NDArray[np.float64]
@@ -125,7 +126,8 @@ class Lime(Sampled):
     score is explained, as by all other methods here: a linear model fits it better than the probability, which is nearly 0 for most draws.
     Draws come in pairs of a mask and its complement, balanced. Both of a pair have the mean of their kernel weights where these are less
     than 2 : 1 apart, as lime's are from 24 segments on: then what pairs of parts do together cancels, at the price of a neighbourhood that
-    is centred on half of the parts instead of a little more. And draws end when the ranking is stable.
+    is centred on half of the parts instead of a little more, and what three parts do together is estimated from the draws and taken off,
+    which leaves the weights that endless draws would give and brings them nearer (`triples`). And draws end when the ranking is stable.
 
     A table's row with data beside it is perturbed as lime's tabular explainer does it, among the quartiles of its columns and their
     categories; a text as its text explainer does it with bow=False, a part at every place of its own.
@@ -149,6 +151,9 @@ class Lime(Sampled):
         low=0,
     )
     alpha: float = option(1.0, "ridge of the linear model", low=0)
+    triples: bool = option(
+        True, "take off what three parts do together, as far as balanced pairs tell it; False fits as lime does"
+    )
     select: str = option(
         "all", "parts that keep a weight: all, or `top` of them, chosen as lime chooses", choices=SELECTIONS
     )
@@ -202,6 +207,14 @@ class Lime(Sampled):
     def _is_balanced(self, parts: Features) -> bool:
         return parts.exact and self.sampling == "paired"
 
+    def _cleared(self, parts: Features, masks: Masks, values: Numbers, weight: Numbers) -> Numbers:
+        """What the linear model is fitted to: the values, of balanced pairs less what three parts do together."""
+        if not self.triples or not self._is_balanced(parts) or len(masks) == 2**parts.count:
+            return values
+        if not self.kernel(parts).even(parts.count):
+            return values
+        return np.concatenate([values[:1], without_triples(masks[1:], values[1:], weight[1::2])])
+
     def _draw(self, scene: Scene, parts: Features, turn: int, progress: Progress) -> Drawn:
         plan = Plan(self.samples, self.stability)
 
@@ -216,16 +229,18 @@ class Lime(Sampled):
         head = np.ones((1, parts.count), bool)
 
         def ranked(masks: Masks, values: Numbers) -> Numbers:
-            return ridge(masks, values, self.weigh(parts, masks), self.alpha).weights
+            weight = self.weigh(parts, masks)
+            return ridge(masks, self._cleared(parts, masks, values, weight), weight, self.alpha).weights
 
         return collect(asking(scene, parts), head, streams, ranked, plan, progress)
 
     def _fit(self, parts: Features, masks: Masks, values: Numbers) -> Fit:
         weight = self.weigh(parts, masks)
-        if self.select == "all" or self.top >= parts.count:
-            return ridge(masks, values, weight, self.alpha)
-        chosen = select(masks, values, weight, self.top, self.select)
-        short = ridge(masks[:, chosen], values, weight, self.alpha)
+        cleared = self._cleared(parts, masks, values, weight)
+        chosen = np.arange(parts.count)
+        if self.select != "all" and self.top < parts.count:
+            chosen = select(masks, cleared, weight, self.top, self.select)
+        short = ridge(masks[:, chosen], cleared, weight, self.alpha)
         weights = np.zeros(parts.count)
         weights[chosen] = short.weights
-        return Fit(weights, short.intercept, short.r2)
+        return Fit(weights, short.intercept, weighted_r2(values, short.predict(masks[:, chosen]), weight))
