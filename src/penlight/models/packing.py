@@ -23,18 +23,18 @@ _MISSING = (AttributeError, NotImplementedError, RuntimeError, TypeError)  # the
 _TOLERANCE = 1e-3  # of the network's largest output, after many of them
 
 
-def packed(network: nn.Module, example: Tensor, keep: Collection[str] | None = None) -> nn.Module:
+def packed(network: nn.Module, example: Tensor, keep: Collection[str] | None = None, *, own: bool = False) -> nn.Module:
     """A copy of a prepared network for passes without gradients, faster on a CPU; it shares the weights, which must not change.
 
     `example` (N, *shape) is an input as it will be given. Every convolution is compared on it with what it replaces, and left as it is
     if they differ, or if this PyTorch cannot do it. What asks for gradients gets the plain convolution.
 
     With `keep`, the layers whose outputs will be read, rectifiers elsewhere are joined to the convolution before them, whose own output
-    is then the rectified one; None joins none.
+    is then the rectified one; None joins none. With `own`, nobody else has the network, and it is changed itself.
     """
     if example.device.type != "cpu" or example.ndim != 4 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return network
-    twin = frozen_copy(network, network.parameters())
+    twin = network if own else frozen_copy(network, network.parameters())
     look = _Look(twin, None if keep is None else {split_call(path)[0] for path in keep})
     example = example.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():  # not inference_mode, whose tensors do not tell that they were written to

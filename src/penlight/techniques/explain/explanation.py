@@ -70,7 +70,7 @@ class Scene:
 
     @cached_property
     def _packed(self) -> nn.Module:
-        return packed(self._prepared, self.x, [self.aim.layer])
+        return packed(self.model.prepared([self.aim.layer]), self.x, [self.aim.layer], own=True)
 
     def packed(self) -> nn.Module:
         """The same for passes without gradients, whose operators nobody watches; made once."""
