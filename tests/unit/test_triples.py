@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from penlight.techniques.explain import triples
 from penlight.techniques.explain.sampler import balanced, binomial, every
 from penlight.techniques.explain.surrogate import ridge
-from penlight.techniques.explain.triples import _process, without_triples
+from penlight.techniques.explain.triples import Clearing, _process, without_triples
 
 
 def signs(masks):
@@ -116,3 +117,38 @@ def test_linear_answers_few_draws_and_noise_are_left_as_they_are():
     assert without_triples(masks, some, np.zeros(120)) is some
     kept = [without_triples(masks, y, weight) is y for y in (linear + rng.normal(size=240) for _ in range(8))]
     assert np.mean(kept) >= 0.25  # white noise is taken for such in some cases, and otherwise for little else
+
+
+def test_many_parts_and_many_pairs_are_fitted_too(monkeypatch):
+    f, truth = planted(26, 7)
+    masks = drawn(26, 300, 0)
+    values, weight = f(masks), np.ones(300)
+
+    def error(told):
+        return np.linalg.norm(ridge(masks, told, weight.repeat(2), 0).weights - truth)
+
+    joint = error(without_triples(masks, values, weight))
+    monkeypatch.setattr(triples, "_BLOCK", 100)  # in blocks, which tell less
+    apart = error(without_triples(masks, values, weight))
+    assert joint < apart < error(values)
+    wide = drawn(210, 230, 0)
+    values = planted(12, 0)[0](wide[:, :12])
+    assert np.isfinite(without_triples(wide, values, np.ones(230))).all()
+
+
+def test_parts_that_were_always_drawn_together_are_left_as_they_are():
+    masks = drawn(20, 60, 0)
+    masks[:, 1] = masks[:, 0]
+    values = planted(20, 0)[0](masks)
+    assert np.isfinite(without_triples(masks, values, np.ones(60))).all()
+
+
+def test_power_and_noise_are_chosen_anew_as_draws_grow(monkeypatch):
+    f, _ = planted(26, 7)
+    masks = drawn(26, 200, 0)
+    values, chosen, clear = f(masks), [], Clearing()
+    likeliest = triples._likeliest
+    monkeypatch.setattr(triples, "_likeliest", lambda *given: chosen.append(len(given[0])) or likeliest(*given))
+    for pairs in (60, 60, 80, 100, 120, 200, 100):
+        clear(masks[: 2 * pairs], values[: 2 * pairs], np.ones(pairs))
+    assert chosen == [60, 100, 192]

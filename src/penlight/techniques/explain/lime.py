@@ -29,7 +29,7 @@ from penlight.techniques.explain.sampler import (
 )
 from penlight.techniques.explain.surrogate import SELECTIONS, Fit, kendall, ridge, select, weighted_r2
 from penlight.techniques.explain.tabular import binned
-from penlight.techniques.explain.triples import without_triples
+from penlight.techniques.explain.triples import Clearing
 from penlight.techniques.options import option
 
 Numbers = NDArray[np.float64]
@@ -207,13 +207,13 @@ class Lime(Sampled):
     def _is_balanced(self, parts: Features) -> bool:
         return parts.exact and self.sampling == "paired"
 
-    def _cleared(self, parts: Features, masks: Masks, values: Numbers, weight: Numbers) -> Numbers:
+    def _cleared(self, parts: Features, masks: Masks, values: Numbers, weight: Numbers, clear: Clearing) -> Numbers:
         """What the linear model is fitted to: the values, of balanced pairs less what three parts do together."""
         if not self.triples or not self._is_balanced(parts) or len(masks) == 2**parts.count:
             return values
         if not self.kernel(parts).even(parts.count):
             return values
-        return np.concatenate([values[:1], without_triples(masks[1:], values[1:], weight[1::2])])
+        return np.concatenate([values[:1], clear(masks[1:], values[1:], weight[1::2])])
 
     def _draw(self, scene: Scene, parts: Features, turn: int, progress: Progress) -> Drawn:
         plan = Plan(self.samples, self.stability)
@@ -226,17 +226,17 @@ class Lime(Sampled):
             streams = Streams.of(
                 mirrored if self.sampling == "paired" else bernoulli, parts.chance, scene, "lime", turn
             )
-        head = np.ones((1, parts.count), bool)
+        head, clear = np.ones((1, parts.count), bool), Clearing()
 
         def ranked(masks: Masks, values: Numbers) -> Numbers:
             weight = self.weigh(parts, masks)
-            return ridge(masks, self._cleared(parts, masks, values, weight), weight, self.alpha).weights
+            return ridge(masks, self._cleared(parts, masks, values, weight, clear), weight, self.alpha).weights
 
         return collect(asking(scene, parts), head, streams, ranked, plan, progress)
 
     def _fit(self, parts: Features, masks: Masks, values: Numbers) -> Fit:
         weight = self.weigh(parts, masks)
-        cleared = self._cleared(parts, masks, values, weight)
+        cleared = self._cleared(parts, masks, values, weight, Clearing())
         chosen = np.arange(parts.count)
         if self.select != "all" and self.top < parts.count:
             chosen = select(masks, cleared, weight, self.top, self.select)

@@ -23,38 +23,69 @@ from penlight.techniques.explain.features import Masks
 Numbers = NDArray[np.float64]
 _POWERS = (0.5, 1.0, 1.5, 2.0)
 _NOISE = (0.1, 0.3, 1.0, 3.0, 10.0)  # white noise's variance, that of the process being 1
-_MOST = 512  # pairs that power and noise are chosen by
+_MOST = 192  # pairs that power and noise are chosen by
+_BLOCK = 384  # pairs that are taken to be related, at most
+_AGAIN = 1.5  # times as many pairs, from which on power and noise are chosen anew
 _SPARE = 16  # pairs more than parts, at least
 _NOTHING = 1e-12  # of the variance: what is left is rounding
 
 
-@torch.inference_mode()
-def without_triples(masks: Masks, values: Numbers, weight: Numbers) -> Numbers:
-    """`values` (2n,) of masks (2n, parts), each followed by its complement, less what three parts do together; `weight` (n,) a pair.
+class Clearing:
+    """Takes off what triples do, again and again as more is drawn: power and noise are chosen anew when there is half as much more."""
 
-    They come back as they are where there are too few, where they are linear, and where nothing of three parts is to be seen in them.
-    """
-    pairs, parts = len(masks) // 2, masks.shape[1]
-    if pairs < parts + _SPARE or parts < 3 or not (weight > 0).all():
-        return values
-    root = torch.from_numpy(np.sqrt(weight / weight.mean()))
-    sign = torch.from_numpy(np.where(masks[::2], 1.0, -1.0))
-    odd = torch.from_numpy((values[::2] - values[1::2]) / 2) * root
-    alone = torch.linalg.lstsq(sign * root[:, None], odd[:, None], driver="gelsd").solution[:, 0]
-    left = odd - (sign @ alone) * root
-    if not float(left @ left) > _NOTHING * float(odd @ odd):
-        return values
-    chosen = _likeliest(sign[:_MOST], odd[:_MOST], root[:_MOST], alone)
-    if chosen is None:
-        return values
-    power, noise = chosen
-    process = _process(sign, alone.abs() ** power, root)
-    fit = _Fit(process, torch.tensor([noise]), sign * root[:, None], odd)
-    joint = process @ fit.whitened_twice()[0] / root
-    told = np.empty(len(values))
-    told[::2], told[1::2] = joint.numpy(), -joint.numpy()
-    less: Numbers = values - told
-    return less
+    def __init__(self) -> None:
+        self._how: tuple[float, float] | None = None
+        self._pairs = 0
+
+    def __call__(self, masks: Masks, values: Numbers, weight: Numbers) -> Numbers:
+        """`values` (2n,) of masks (2n, parts), each followed by its complement, less what three parts do together; `weight` (n,) a pair.
+
+        They come back as they are where there are too few, where they are linear, and where nothing of three parts is to be seen in them.
+        """
+        try:
+            with torch.inference_mode():
+                return self._cleared(masks, values, weight)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # parts that were always drawn together
+            return values
+
+    def _cleared(self, masks: Masks, values: Numbers, weight: Numbers) -> Numbers:
+        pairs, parts = len(masks) // 2, masks.shape[1]
+        if pairs < parts + _SPARE or parts < 3 or not (weight > 0).all():
+            return values
+        root = torch.from_numpy(np.sqrt(weight / weight.mean()))
+        sign = torch.from_numpy(np.where(masks[::2], 1.0, -1.0))
+        odd = torch.from_numpy((values[::2] - values[1::2]) / 2) * root
+        alone = torch.linalg.lstsq(sign * root[:, None], odd[:, None], driver="gelsd").solution[:, 0]
+        left = odd - (sign @ alone) * root
+        if not float(left @ left) > _NOTHING * float(odd @ odd):
+            return values
+        if pairs > _AGAIN * self._pairs:
+            some = slice(max(_MOST, 2 * parts))
+            self._how, self._pairs = _likeliest(sign[some], odd[some], root[some], alone), pairs
+        if self._how is None:
+            return values
+        together = _together(sign, odd, root, alone.abs() ** self._how[0], self._how[1]).numpy()
+        told = np.empty(len(values))
+        told[::2], told[1::2] = together, -together
+        less: Numbers = values - told
+        return less
+
+
+def without_triples(masks: Masks, values: Numbers, weight: Numbers) -> Numbers:
+    """`Clearing` of one set of draws."""
+    return Clearing()(masks, values, weight)
+
+
+def _together(sign: Tensor, odd: Tensor, root: Tensor, share: Tensor, noise: float) -> Tensor:
+    """(n,): the mean of the process given all pairs, which are related within blocks of them."""
+    count = -(-len(sign) // _BLOCK)
+    fits, gram, cross = [], torch.zeros(()), torch.zeros(())
+    for rows in torch.arange(len(sign)).tensor_split(count):
+        process = _process(sign[rows], share, root[rows])
+        fits.append((rows, process, _Fit(process, torch.tensor([noise]), sign[rows] * root[rows, None], odd[rows])))
+        gram, cross = gram + fits[-1][2].gram[0], cross + fits[-1][2].cross[0]
+    weights = torch.linalg.solve(gram, cross)[:, 0]
+    return torch.cat([process @ fit.whitened_twice(weights)[0] / root[rows] for rows, process, fit in fits])
 
 
 def _process(sign: Tensor, share: Tensor, root: Tensor) -> Tensor:
@@ -78,22 +109,22 @@ class _Fit:
         self._factor = torch.linalg.cholesky(process + noise.double()[:, None, None] * torch.eye(pairs).double())
         both = torch.cat([sign, odd[:, None]], 1).expand(len(noise), -1, -1)
         white = torch.linalg.solve_triangular(self._factor, both, upper=False)
-        sign, odd = white[..., :-1], white[..., -1:]
-        gram = sign.mT @ sign
-        inner = torch.linalg.cholesky(gram)
-        self._left = odd - sign @ torch.cholesky_solve(sign.mT @ odd, inner)
-        self._free = pairs - parts
-        self._logs = sum(2 * one.diagonal(dim1=-2, dim2=-1).log().sum(-1) for one in (self._factor, inner))
+        self._sign, self._odd, self._free = white[..., :-1], white[..., -1:], pairs - parts
+        self.gram, self.cross = self._sign.mT @ self._sign, self._sign.mT @ self._odd
 
     def likelihood(self) -> Tensor:
         """(shares of noise,) the logarithm of the restricted likelihood, up to a constant."""
-        variance = self._left.square().sum((-2, -1)) / self._free
-        found: Tensor = -0.5 * (self._free * variance.log() + self._logs)
+        inner = torch.linalg.cholesky(self.gram)
+        left = self._odd - self._sign @ torch.cholesky_solve(self.cross, inner)
+        variance = left.square().sum((-2, -1)) / self._free
+        logs = sum(2 * one.diagonal(dim1=-2, dim2=-1).log().sum(-1) for one in (self._factor, inner))
+        found: Tensor = -0.5 * (self._free * variance.log() + logs)
         return found
 
-    def whitened_twice(self) -> Tensor:
-        """(shares of noise, n): what is left, times the inverse of its covariance."""
-        found: Tensor = torch.linalg.solve_triangular(self._factor.mT, self._left, upper=True)[..., 0]
+    def whitened_twice(self, weights: Tensor) -> Tensor:
+        """(shares of noise, n): what these weights (parts,) leave, times the inverse of its covariance."""
+        left = self._odd - (self._sign @ weights)[..., None]
+        found: Tensor = torch.linalg.solve_triangular(self._factor.mT, left, upper=True)[..., 0]
         return found
 
 
