@@ -85,7 +85,7 @@ class _Look:
     found: dict[nn.Conv2d, Packed] = field(default_factory=dict)
     calls: Counter[nn.Module] = field(default_factory=Counter)
     _last: _Written | None = None
-    _pairs: list[tuple[_Written, nn.Module, Packed]] = field(default_factory=list)
+    _pairs: list[tuple[nn.Conv2d, set[nn.Module], nn.Module, Packed]] = field(default_factory=list)
 
     def before(self, module: nn.Module, inputs: Any) -> None:
         last, given = self._last, first_tensor(inputs)
@@ -94,7 +94,7 @@ class _Look:
             return
         both = self.found[last.conv].joined(kind, last.given)
         if both is not None and _alike(both(last.given), kind.plain(given.clone())):
-            self._pairs.append((last, module, both))
+            self._pairs.append((last.conv, last.by, module, both))
         self._last = None
 
     def after(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -117,10 +117,9 @@ class _Look:
         names = {module: name for name, module in self.network.named_modules()}
         kept = self.keep or ()
         return [
-            (written.conv, act, both)
-            for written, act, both in self._pairs
-            if self.calls[written.conv] == self.calls[act] == 1
-            and not any(names[module] in kept for module in written.by)
+            (conv, act, both)
+            for conv, by, act, both in self._pairs
+            if self.calls[conv] == self.calls[act] == 1 and not any(names[module] in kept for module in by)
         ]
 
 

@@ -134,6 +134,7 @@ class Lime(Sampled):
     """
 
     name: ClassVar[str] = "lime"
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Ribeiro, Singh and Guestrin 2016"
     guarantee: ClassVar[str] = (
         "weights of a linear model of what the network says when parts are taken away; r2 tells how much of that it explains,"
