@@ -25,6 +25,7 @@ from penlight.techniques.explain.lime import Kernel, Lime
 from penlight.techniques.explain.sampler import Drawn, asking, every
 from penlight.techniques.explain.surrogate import ridge, select
 from penlight.techniques.explain.tabular import Column, binned
+from penlight.techniques.explain.triples import without_triples
 
 
 class Small(nn.Module):
@@ -212,6 +213,43 @@ def test_balanced_pairs_aim_at_what_endless_coins_would_give_and_come_nearer(pic
     paired, coins = errors("paired"), errors("bernoulli")
     assert (paired**2).mean() < 0.8 * (coins**2).mean()
     assert np.abs(paired.mean(0)).max() < 0.15 * np.abs(truth).max()
+
+
+def test_what_triples_do_is_taken_off_balanced_pairs_of_enough_parts_and_nowhere_else(picture_model, picture):
+    scene = open_scene(Request(picture_model, targets=("class:1",), input=picture))
+
+    def fits(count, sampling="paired"):
+        """Weights with and without, and those of a ridge on what is left."""
+        several = [Lime(segments="grid", count=count, samples=121, sampling=sampling, triples=t) for t in (True, False)]
+        parts = several[0].parts(scene)
+        drawn = several[0]._draw(scene, parts, 0, lambda done, of: None)
+        weight = several[0].weigh(parts, drawn.masks)
+        left = np.concatenate([drawn.values[:1], without_triples(drawn.masks[1:], drawn.values[1:], weight[1::2])])
+        found = [one._fit(parts, drawn.masks, drawn.values).weights for one in several]
+        return (*found, ridge(drawn.masks, left, weight).weights, ridge(drawn.masks, drawn.values, weight).weights)
+
+    cleared, plain, expected, usual = fits(36)
+    np.testing.assert_allclose(cleared, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(plain, usual, rtol=1e-9, atol=1e-12)
+    assert np.abs(cleared - plain).max() > 0.01 * np.abs(plain).max()
+    for count, sampling in ((16, "paired"), (36, "bernoulli")):
+        cleared, plain, *_ = fits(count, sampling)
+        np.testing.assert_array_equal(cleared, plain)
+
+
+def test_a_convolution_is_explained_before_the_rectifier_that_follows_it(picture):
+    """Passes in which rectifiers are joined to the convolutions before them leave the layer alone that is read."""
+    net = zoo.seeded(lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU()))
+    model = Model(net, InputContract("image", (3, 64, 64), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)))
+    below = []
+    for layer in ("0", "1", "2"):
+        for unit in range(6):
+            scene = open_scene(Request(model, targets=(f"mean({layer}:{unit})",), input=picture))
+            with torch.inference_mode():
+                found = scene.scores(scene.packed(), scene.x)
+            below.append(float(found) < 0)
+            assert float(found) == pytest.approx(scene.value, rel=1e-4, abs=1e-5)
+    assert any(below)
 
 
 # kernel SHAP

@@ -251,3 +251,10 @@ def test_gradients_come_through_joined_rectifiers(rectified):
     again = copy.deepcopy(twin)
     with torch.inference_mode():
         torch.testing.assert_close(again(inputs()), rectified(inputs()), rtol=1e-5, atol=1e-6)
+
+
+def test_networks_are_packed_within_inference_too(rectified):
+    with torch.inference_mode():
+        twin = packed(rectified, inputs(), [])
+        torch.testing.assert_close(twin(inputs()), rectified(inputs()), rtol=1e-5, atol=1e-6)
+    assert joins(twin) == joins(packed(rectified, inputs(), []))

@@ -37,7 +37,7 @@ def packed(network: nn.Module, example: Tensor, keep: Collection[str] | None = N
     twin = network if own else frozen_copy(network, network.parameters())
     look = _Look(twin, None if keep is None else {split_call(path)[0] for path in keep})
     example = example.contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():  # not inference_mode, whose tensors do not tell that they were written to
+    with torch.inference_mode(False), torch.no_grad():  # tensors of inference do not tell that they were written to
         with listening(twin, look.after, look.before):
             before = first_tensor(run(twin, example.clone()))
         for module, one in look.found.items():
