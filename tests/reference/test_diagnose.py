@@ -19,12 +19,13 @@ from penlight.results.diagnose import MEAN, STAND_IN, ZERO
 from penlight.techniques.contract import Request
 from penlight.techniques.diagnose.ablation import Bench, Truth
 from penlight.techniques.diagnose.bootstrap import interval
-from penlight.techniques.diagnose.excess import Ladder, Said, Sample, most, participation
+from penlight.techniques.diagnose.excess import Ladder, Said, Sample, most
 from penlight.techniques.diagnose.health import Health
 from penlight.techniques.diagnose.judging import judge
 from penlight.techniques.diagnose.kinship import kin
+from penlight.techniques.diagnose.moments import Moments, participation
 from penlight.techniques.diagnose.pruning import pruned
-from penlight.techniques.diagnose.tally import Census, Tallied
+from penlight.techniques.diagnose.tally import Census, Tallied, Tally
 from penlight.techniques.options import build
 
 
@@ -151,6 +152,89 @@ def test_what_a_census_counts_is_what_numpy_counts(found, positions):
             rows = own.transpose(0, 2, 1).reshape(-1, own.shape[1])
             np.testing.assert_allclose(told.kin, np.cov(rows.T, bias=True), rtol=1e-3, atol=1e-5)
             np.testing.assert_allclose(told.centre, rows.mean(0), rtol=1e-4, atol=1e-5)
+            after = seen.transpose(0, 2, 1).reshape(-1, own.shape[1])
+            if limits is None or limits.hard:
+                assert told.directions == pytest.approx(participation(np.cov(after.T, bias=True)), rel=1e-3)
+
+
+def planted_maps():
+    """(40, 80, 6, 6): what 80 units put out before a ReLU; the first four are special, and show it late and in one place only."""
+    maps = np.random.default_rng(0).normal(size=(40, 80, 6, 6)).astype(np.float32)
+    maps[:, 0] = -1 - np.abs(maps[:, 0])  # dead
+    maps[:, 1] = 1 + np.abs(maps[:, 1])  # always on
+    maps[:, 2] = 0.75  # constant
+    maps[:, 3] = -1 - np.abs(maps[:, 3])  # fires once
+    maps[38, 0, 2, 3], maps[37, 1, 5, 5], maps[39, 3, 1, 4] = -0.25, 0.125, 5.0
+    return maps
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_extremes_are_those_of_all_positions_where_a_verdict_hangs_on_them(size, exact):
+    maps = planted_maps()
+    tally = Tally(80, "NCHW", Rectifier("relu", 0.0, None, True), 2, (0,), exact)
+    for start in range(0, 40, size):
+        given = torch.from_numpy(maps[start : start + size]).contiguous(memory_format=torch.channels_last)
+        tally.before(given)
+        tally.after(given.relu())
+    told, high, low = tally.done(), maps.max((0, 2, 3)), maps.min((0, 2, 3))
+    np.testing.assert_array_equal(told.fired, (maps > 0).any((2, 3)).mean(0))
+    sure = slice(None) if exact else slice(0, 4)
+    np.testing.assert_array_equal(told.high[sure], high[sure])
+    np.testing.assert_array_equal(told.low[sure], low[sure])
+    assert (told.high <= high).all()
+    assert (told.low >= low).all()
+    assert (told.high[4:] > 0).all()
+    assert (told.low[4:] < 0).all()
+    assert exact or size == 40 or (told.high[4:] < high[4:]).any()  # the others are not read to the end
+
+
+def test_extremes_of_a_layer_without_a_rectifier_are_read_while_units_may_be_constant():
+    maps = np.random.default_rng(1).normal(size=(30, 40, 3, 3)).astype(np.float32)
+    maps[:, 5] = -2.0
+    maps[29, 5, 1, 1], maps[:, 7] = -1.0, 4.0
+    tally = Tally(40, "NCHW", None, 1, (0,))
+    for start in range(0, 30, 3):
+        given = torch.from_numpy(maps[start : start + 3])
+        tally.before(given)
+        tally.after(given)
+    told = tally.done()
+    np.testing.assert_array_equal(told.high, maps.max((0, 2, 3)))
+    np.testing.assert_array_equal(told.low[[5, 7]], [-2.0, 4.0])
+    np.testing.assert_allclose(told.mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    assert not told.full.any()
+
+
+def test_what_leaves_a_hard_rectifier_is_worked_out_from_what_goes_in():
+    maps = np.random.default_rng(2).normal(scale=4.0, size=(23, 8, 5, 5)).astype(np.float32)
+    tally = Tally(8, "NCHW", Rectifier("relu6", 0.0, 6.0, True), 25, (0,))
+    given = torch.from_numpy(maps)
+    tally.before(given)
+    tally.after(given.clamp(0, 6))
+    rows = maps.transpose(0, 2, 3, 1).reshape(-1, 8)
+    told = tally.done()
+    np.testing.assert_allclose(told.kin, np.cov(rows.T, bias=True), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(told.full, (rows >= 6).mean(0), atol=0.05)
+    assert told.directions == pytest.approx(participation(np.cov(rows.clip(0, 6).T, bias=True)), rel=0.05)
+
+
+def test_directions_of_a_sample_are_those_of_all_positions():
+    rng = np.random.default_rng(3)
+    every = (rng.normal(size=(4000, 60)) * np.linspace(0.2, 3, 60)) @ rng.normal(size=(60, 60))
+    every = every.astype(np.float32)
+    truth, plain, found = participation(np.cov(every.T, bias=True)), [], []
+    for _ in range(20):
+        moments = Moments(60)
+        rows = every[rng.choice(4000, 150, False)]
+        moments.add(torch.from_numpy(rows[:50]))
+        moments.add(torch.from_numpy(rows), torch.arange(50, 150))
+        _, covariance = moments.done()
+        np.testing.assert_allclose(covariance, np.cov(rows.T, bias=True), rtol=1e-3, atol=1e-2)
+        plain.append(participation(covariance) / truth)
+        found.append(moments.directions(covariance, 4000) / truth)
+        assert moments.directions(covariance, 150) == participation(covariance)
+    assert np.mean(plain) < 0.9
+    assert np.mean(found) == pytest.approx(1, abs=0.02)
 
 
 def test_a_combination_before_its_parts_costs_one_unit_of_the_group():
@@ -402,7 +486,7 @@ def tallied(units, **given):
         "spread": 1.0,
     }
     arrays = {name: np.array(given.get(name, [value] * units), np.float64) for name, value in known.items()}
-    return Tallied(1000, 1000, **arrays, kin=np.eye(units), seen=np.eye(units))
+    return Tallied(1000, 1000, **arrays, kin=np.eye(units), directions=float(units))
 
 
 def told_of(found, rectifier):

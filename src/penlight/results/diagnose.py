@@ -40,7 +40,8 @@ class LayerHealth:
 
     share      (U,) share of inputs and sampled positions above zero, before the rectifier
     fired      (U,) share of inputs with any position above zero
-    high, low  (U,) largest and smallest value before the rectifier
+    high, low  (U,) largest and smallest value before the rectifier: over everything for a unit that is dead, always on, constant or has
+               pictures, so that a verdict hangs on them; for others over the sampled positions at least
     full       (U,) share of inputs and sampled positions at the rectifier's upper limit; 0 where it has none
     mean       (U,) after the rectifier
     effect     (U, 2) mean change of loss and of accuracy when the unit alone goes, on `tried` inputs; where it is `estimated`, from
@@ -57,7 +58,7 @@ class LayerHealth:
     mean: NDArray[np.float64]
     effect: NDArray[np.float64]
     tried: int
-    participation: float  # (Σλ)² / Σλ² of the activations' covariance: how many directions they use
+    participation: float  # (Σλ)² / Σλ² of the activations' covariance: how many directions they use; from the samples
     removable: tuple[int, ...]  # the largest set found whose removal costs no more than the option `drop`
     estimated: bool = False
 

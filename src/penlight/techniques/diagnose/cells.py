@@ -22,7 +22,8 @@ from penlight.techniques.contract import Request, Technique
 from penlight.techniques.diagnose.ablation import Truth, find_truth
 from penlight.techniques.diagnose.examination import Examination, Part, Proof
 from penlight.techniques.diagnose.judging import Judged, Thresholds
-from penlight.techniques.diagnose.tally import Moments, Tallied
+from penlight.techniques.diagnose.moments import Moments
+from penlight.techniques.diagnose.tally import Tallied
 from penlight.techniques.diagnose.text_bench import TextBench, state_of
 from penlight.techniques.options import option
 
@@ -233,19 +234,22 @@ class _Tally:
         else:
             self._firing[text] = fired
         rows = values[::_EVERY]
-        self._moments.add(rows.clone())
+        self._moments.add(rows)
         self._samples += len(rows)
 
     def done(self) -> Tallied:
         """The sums as shares, means and covariances."""
         tokens = max(self._tokens, 1)
         centre, kin = self._moments.done()
+        directions = self._moments.directions(kin, self._tokens)
         high, low = self._high.double().numpy(), self._low.double().numpy()
         full = torch.maximum(self._high_full, self._low_full).numpy() / tokens
         spread = np.sqrt(np.maximum(np.diag(kin), 0.0))
         share, fired = self._above.numpy() / tokens, self._fired.numpy() / max(self._texts, 1)
         mean = self._sum.numpy() / tokens
-        return Tallied(self._texts, self._samples, share, fired, high, low, high, full, mean, centre, spread, kin, kin)
+        return Tallied(
+            self._texts, self._samples, share, fired, high, low, high, full, mean, centre, spread, kin, directions
+        )
 
 
 class Stretches:

@@ -21,8 +21,8 @@ from penlight.techniques.contract import Request
 from penlight.techniques.diagnose.ablation import Bench, Cut, find_truth
 from penlight.techniques.diagnose.bootstrap import interval
 from penlight.techniques.diagnose.estimate import enough, estimated
-from penlight.techniques.diagnose.excess import Ladder, Order, Said, Sample, most, ordered, participation, together
-from penlight.techniques.diagnose.judging import FEWEST, Judged, judge, pictured
+from penlight.techniques.diagnose.excess import Ladder, Order, Said, Sample, most, ordered, together
+from penlight.techniques.diagnose.judging import FEWEST, Judged, Pictured, judge, pictured
 from penlight.techniques.diagnose.tally import Census, Tallied, fitting
 from penlight.techniques.options import provenance
 
@@ -121,7 +121,7 @@ class Examination:
             found.mean,
             effect,
             tried,
-            participation(found.seen),
+            found.directions,
             removable,
             path in self._estimated,
         )
@@ -134,6 +134,7 @@ class Examination:
             len(self._data),
             self._request.seed,
             self._health.positions,
+            [path for path in self._places if self._portraits(path)],
         )
         read = 0
 
@@ -153,11 +154,13 @@ class Examination:
         self._step()
         return {path: tally.done() for path, tally in census.tallies.items()}
 
+    def _portraits(self, path: str) -> dict[int, Pictured]:
+        return pictured(self._request.earlier, path, self._model.layers[path].units)
+
     def _judged(self, found: Mapping[str, Tallied]) -> dict[str, Judged]:
         judged = {}
         for path, place in self._places.items():
-            portraits = pictured(self._request.earlier, path, self._model.layers[path].units)
-            judged[path] = judge(path, found[path], place.rectifier, self._health.limits, portraits)
+            judged[path] = judge(path, found[path], place.rectifier, self._health.limits, self._portraits(path))
             self._step()
         few = [path for path, one in found.items() if one.samples < FEWEST]
         if few:

@@ -19,12 +19,6 @@ _FURTHER = 4  # times as far down the next try is, while all are too much
 _KEPT = 128e6  # bytes of the whole network's answers that are kept while cuts are tried
 
 
-def participation(covariance: NDArray[np.float64]) -> float:
-    """(Σλ)² / Σλ² of a covariance (U, U): 1 if all units move together, U if each moves alone and as much; 0 if none moves."""
-    trace, square = float(np.trace(covariance)), float((covariance**2).sum())
-    return trace * trace / square if square > 0 else 0.0
-
-
 @dataclass(frozen=True)
 class Order:
     """The order in which a layer's units would go, the least missed first, and what they are replaced by."""

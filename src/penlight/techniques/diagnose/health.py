@@ -29,7 +29,7 @@ class Health(Technique):
         "ablation: Morcos et al. 2018, arXiv:1803.06959; estimates: Molchanov et al. 2017, arXiv:1611.06440, Theis et al. 2018,"
         " arXiv:1801.05787; participation ratio: Gao et al. 2017, bioRxiv 214262; bootstrap: Efron 1979"
     )
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     reads_data: ClassVar[bool] = True
 
     rare: float = option(0.01, "nearly dead: fires on less than this share of the inputs", low=0.0, high=1.0)
@@ -48,7 +48,7 @@ class Health(Technique):
     )
     positions: int = option(
         0,
-        "positions of a map that shares and correlations are read at, drawn for each input; 0: what makes 4 samples a unit, 64 at most",
+        "positions of a map that shares and correlations are read at, drawn for each input; 0: what makes 2 samples a unit, 64 at most",
         low=0,
         high=4096,
     )

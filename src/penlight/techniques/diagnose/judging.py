@@ -12,11 +12,10 @@ from penlight.models.places import Patch, Rectifier
 from penlight.results import Result, VisualizeResult
 from penlight.results.diagnose import portrait_verdict
 from penlight.techniques.diagnose.kinship import Kin, kin
-from penlight.techniques.diagnose.tally import Tallied
+from penlight.techniques.diagnose.tally import ROUNDING, Tallied
 from penlight.units import Unit
 
 FEWEST = 64  # samples below which correlations say nothing
-_ROUNDING = 1e-5  # of a value: how far a constant may seem to move
 _HOMOGENEOUS = ("", "relu", "leaky_relu")  # a multiple before such a function is the same multiple after it
 _NO_CONSTANT = 1e-3  # of the unit's spread: a constant that small is none
 
@@ -95,7 +94,7 @@ def judge(
 
 
 def _constant(found: Tallied, u: int) -> bool:
-    return bool(found.high[u] - found.low[u] <= _ROUNDING * max(abs(found.high[u]), abs(found.low[u])))
+    return bool(found.high[u] - found.low[u] <= ROUNDING * max(abs(found.high[u]), abs(found.low[u])))
 
 
 def _activity(

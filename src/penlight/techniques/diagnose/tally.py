@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,16 @@ from penlight.models.layers import run
 from penlight.models.packing import packed
 from penlight.models.places import Following, Place, Rectifier
 from penlight.models.reductions import highest, lowest, units_last
+from penlight.techniques.diagnose.moments import Moments
 
-_TABLE = 64  # different samples of positions, taken in turn
-_EACH, _LEAST, _SAMPLES = 4, 2048, 8192  # samples a layer's correlations need: so many a unit, within these limits
+_TABLE = 60  # different samples of positions, taken in turn; most small batches divide it
+_EACH, _LEAST, _SAMPLES = 2, 2048, 8192  # samples a layer's correlations need: so many a unit, within these limits
 _MOST = 64  # positions that one input's map is asked for at most
-_AFTER = (
-    2048  # samples after the rectifier: they only tell how many directions are used, and how often the limit is reached
-)
-_TOGETHER = 64  # inputs whose highest and lowest values are counted in one go
-_CACHE, _LARGEST = 20e6, 64  # bytes of a batch's largest map, and inputs, of one pass
-_ROWS, _BLOCK = 512, 256  # samples in one product, and units on its left side
-_SINGLE = 8192  # samples whose products are summed in single precision
+_AFTER = 1024  # samples after a rectifier: for the directions used, and how often the limit is reached
+_TOGETHER = 128  # inputs whose sums and highest values are counted in one go
+_FEW = 16  # a map is read for some units only where they are less than one in so many
+_CACHE, _LARGEST = 25e6, 64  # bytes of a batch's largest map, and inputs, of one pass
+ROUNDING = 1e-5  # of a value: how far a constant may seem to move
 _NEAR = 0.01  # of the way between its limits: how near its upper limit a soft rectifier counts as saturated
 Numbers = NDArray[np.float64]
 
@@ -38,11 +37,14 @@ class Tallied:
 
     share      (U,) of inputs and sampled positions where `before` is above zero
     fired      (U,) share of inputs with any position above zero
-    high, low  (U,) largest and smallest `before`; `own` (U,) largest value of the layer's own output
+    high, low  (U,) largest and smallest `before`: over all positions for a unit that never fires, is always on or never changes, so
+               that a verdict hangs on them; for others at the sampled positions and where they were read to know that
+    own        (U,) largest value of the layer's own output, over all positions where that was asked for, else `high`
     full       (U,) share of inputs and sampled positions at the rectifier's upper limit; zero where it has none
     mean       (U,) of `after`, over inputs and positions
     spread     (U,) standard deviation of `before` over the sampled positions
-    kin        (U, U) covariance of `before` there; `seen` that of `after`; `centre` (U,) mean of `before` there
+    kin        (U, U) covariance of `before` there; `centre` (U,) its mean there
+    directions the participation ratio of `after`: how many directions it uses
     """
 
     inputs: int
@@ -57,30 +59,48 @@ class Tallied:
     centre: Numbers
     spread: Numbers
     kin: Numbers
-    seen: Numbers
+    directions: float
 
 
 class Tally:
     """Sums of one layer, fed batch by batch: `see` where the layer puts out something else than `before`, then `before`, then `after`.
 
-    Of a map's positions some are sampled, drawn anew for each input by its number in the data: `places` of them, fewer of `after`.
+    Of a map's positions some are sampled, drawn anew for each input by its number in the data: `places` of them, fewer of `after`. What a
+    hard rectifier makes of them is worked out from what goes into it.
+
+    Reading a map costs as much as writing it, so it is read no more often than verdicts need. Whether a unit fired on an input is
+    seen by its sum after a rectifier that leaves nothing below zero. Highest and lowest values are read of units that could still be
+    dead, always on or without change, which soon are few; with `exact`, of all to the end.
     """
 
     def __init__(
-        self, units: int, layout: str, rectifier: Rectifier | None, places: int, seed: tuple[int, ...]
+        self,
+        units: int,
+        layout: str,
+        rectifier: Rectifier | None,
+        places: int,
+        seed: tuple[int, ...],
+        exact: bool = False,
     ) -> None:
-        self._layout, self._places, self._seed = layout, places, seed
+        self._layout, self._places, self._seed, self._exact = layout, places, seed, exact
+        self._rectifier, self._hard = rectifier, rectifier is not None and rectifier.hard
+        self._open: Tensor | None = None  # units whose highest and lowest values have to be read; None: all
+        self._some = True  # whether there are any
         self._fewer = max(1, places * _AFTER // samples_for(units))
         self._tables: dict[int, NDArray[np.int64]] = {}
         self._rows: dict[tuple[int, int, int, int], Tensor] = {}
         self._number = 0  # of the batch's first input
-        self._counted = 0  # inputs whose highest and lowest values are worked in
+        self._next = 1  # inputs at which sums and highest values are worked in
         self.inputs = self.positions = self.samples = 0
         self._fired = torch.zeros(units, dtype=torch.int64)
         self._after = torch.zeros(units, dtype=torch.float64)
         self._high, self._low, self._own = (torch.full((units,), sign * torch.inf) for sign in (-1, 1, -1))
-        self._peaks, self._lows, self._sums = (list[Tensor]() for _ in range(3))  # (n, U), to be counted together
-        self._kin, self._seen = Moments(units), Moments(units, _edge(rectifier))
+        self._peaks, self._lows, self._sums = (
+            list[Tensor]() for _ in range(3)
+        )  # a row an input, to be counted together
+        self._kin = Moments(units, then=self._rectified if self._hard else None)
+        self._seen = self._kin if rectifier is None else Moments(units, _edge(rectifier))
+        self._each = 0  # positions sampled of an input
 
     def see(self, output: Tensor) -> None:
         """The layer's own output."""
@@ -90,44 +110,82 @@ class Tally:
     def before(self, output: Tensor) -> None:
         """What the rest of the network sees of the next `len(output)` inputs of the data, before the rectifier."""
         flat = units_last(output, self._layout)
+        batch, size, _ = flat.shape
         self._number = self.inputs
-        self._peaks.append(highest(flat))
-        self._lows.append(lowest(flat))
-        sampled = self._sampled(flat, self._places)
-        self._kin.add(sampled)
-        self.samples += len(sampled)
-        self.inputs += len(flat)
-        self.positions += len(flat) * flat.shape[1]
-        if self.inputs - self._counted >= _TOGETHER:
-            self._count()
+        if self._open is None:
+            self._lows.append(lowest(flat))
+        elif self._some:
+            low, high = torch.aminmax(flat.index_select(2, self._open), dim=1)
+            self._lows.append(low)
+            if self._hard:
+                self._peaks.append(high)
+        if self._open is None or not self._hard:
+            self._peaks.append(highest(flat))
+        self._each = min(self._places, size)
+        self._kin.add(*self._sampled(flat, self._places))
+        self.samples += batch * self._each
+        self.inputs += batch
+        self.positions += batch * size
 
     def after(self, output: Tensor) -> None:
         """The same inputs after the rectifier."""
         flat = units_last(output, self._layout)
         self._sums.append(flat.sum(1))
-        self._seen.add(self._sampled(flat, self._fewer))
+        if self._rectifier is not None and not self._hard:
+            self._seen.add(*self._sampled(flat, self._fewer))
+        if self.inputs >= self._next:
+            self._count()
+
+    def _rectified(self, rows: Tensor) -> None:
+        """The first of each input's samples, as they come out of the hard rectifier."""
+        if self._each > self._fewer:
+            rows = rows.view(-1, self._each, rows.shape[1])[:, : self._fewer].flatten(0, 1)
+        self._seen.add(rows.clamp(self._rectifier.low, self._rectifier.high))  # type: ignore[union-attr]
 
     def _count(self) -> None:
+        """Work in what was gathered: how often units fired, sums, highest and lowest values."""
+        some = slice(None) if self._open is None else self._open.cpu()
         if self._peaks:
-            peaks, lows = (torch.cat(some).float().cpu() for some in (self._peaks, self._lows))
-            self._fired += (peaks > 0).sum(0)
-            self._high = torch.maximum(self._high, peaks.amax(0))
-            self._low = torch.minimum(self._low, lows.amin(0))
+            peaks = torch.cat(self._peaks).float().cpu()
+            if self._hard:
+                self._high[some] = torch.maximum(self._high[some], peaks.amax(0))
+            else:
+                self._high = torch.maximum(self._high, peaks.amax(0))
+                self._fired += (peaks > 0).sum(0)
+        if self._lows:
+            lows = torch.cat(self._lows).float().cpu()
+            self._low[some] = torch.minimum(self._low[some], lows.amin(0))
         if self._sums:
-            self._after += torch.cat(self._sums).cpu().double().sum(0)
-        self._counted = self.inputs
-        for some in (self._peaks, self._lows, self._sums):
-            some.clear()
+            sums = torch.cat(self._sums)
+            if self._hard:
+                self._fired += (sums > 0).sum(0).cpu()
+            device = sums.device
+            self._after += sums.cpu().double().sum(0)
+            self._look_on(device)
+        for held in (self._peaks, self._lows, self._sums):
+            held.clear()
+        self._next = min(2 * self.inputs, self.inputs + _TOGETHER)
 
-    def _sampled(self, flat: Tensor, count: int) -> Tensor:
-        """(n, units) float32, a copy: the values at `count` positions of each input of (N, P, units), at all if there are no more."""
-        size = flat.shape[1]
+    def _look_on(self, device: torch.device) -> None:
+        """Settle whose highest and lowest values the next inputs are read for."""
+        if self._exact or not self._some:
+            return
+        undecided = constant(self._high, self._low)
+        if self._hard:
+            undecided |= (self._fired == 0) | (self._low > 0)
+        still = undecided.nonzero()[:, 0]
+        if len(still) * _FEW < len(undecided):
+            self._open, self._some = still.to(device), len(still) > 0
+
+    def _sampled(self, flat: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+        """The rows of (N, P, units), and which of them are `count` positions of each input; None for all if there are no more."""
+        batch, size, _ = flat.shape
         if size <= count:
-            return flat.flatten(0, 1).to(torch.float32, copy=True)
-        key = (self._number % _TABLE, len(flat), size, count)
+            return flat.flatten(0, 1), None
+        key = (self._number % _TABLE, batch, size, count)
         if key not in self._rows:
             self._rows[key] = self._drawn(*key).to(flat.device)
-        return flat.flatten(0, 1).index_select(0, self._rows[key]).float()
+        return flat.flatten(0, 1), self._rows[key]
 
     def _drawn(self, number: int, inputs: int, size: int, count: int) -> Tensor:
         """Rows of (inputs · size): `count` of each input's, the first ones of a larger count the same."""
@@ -143,7 +201,8 @@ class Tally:
         self._count()
         inputs, positions = (max(n, 1) for n in (self.inputs, self.positions))
         (centre, kin), (_, seen) = self._kin.done(), self._seen.done()
-        high, low, own = (one.double().numpy() for one in (self._high, self._low, self._own))
+        (top, bottom), own = self._kin.ends, self._own.double().numpy()
+        high, low = np.maximum(self._high.double().numpy(), top), np.minimum(self._low.double().numpy(), bottom)
         return Tallied(
             self.inputs,
             self.samples,
@@ -152,85 +211,23 @@ class Tally:
             high,
             low,
             np.where(np.isfinite(own), own, high),
-            self._seen.reached,
+            np.zeros(len(centre)) if self._rectifier is None else self._seen.reached,
             self._after.numpy() / positions,
             centre,
             np.sqrt(np.maximum(np.diag(kin), 0.0)),
             kin,
-            seen,
+            self._seen.directions(seen, self.positions),
         )
 
 
-class Moments:
-    """Mean and covariance of U numbers, from rows (n, U) float32 that are gathered until a product of them pays.
-
-    Also how often they reach `edge`, or come above zero if it is None.
-    """
-
-    def __init__(self, units: int, edge: float | None = None) -> None:
-        self._waiting: list[Tensor] = []
-        self._shift: Tensor | None = None  # near the mean, so that squares do not cancel
-        self._part: Tensor | None = None  # products of the last `_held` rows, where the rows are
-        self._rows, self._count, self._held, self._edge = 0, 0, 0, edge  # rows worked in, and waiting
-        self._first, self._second = np.zeros(units), np.zeros((units, units))
-        self._reached = np.zeros(units, np.int64)
-
-    @property
-    def reached(self) -> Numbers:
-        """(U,) the share of all rows that reach the edge."""
-        self._flush()
-        return self._reached / max(self._rows, 1)
-
-    def add(self, rows: Tensor) -> None:
-        """Count rows, which are kept for a while."""
-        self._waiting.append(rows)
-        self._count += len(rows)
-        if self._count >= _ROWS:
-            self._flush()
-
-    @torch.inference_mode()
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        rows = torch.cat(self._waiting)
-        self._waiting.clear()
-        self._rows, self._count = self._rows + self._count, 0
-        self._reached += (rows > 0 if self._edge is None else rows >= self._edge).sum(0).cpu().numpy()
-        if self._shift is None or self._part is None:
-            self._shift, self._part = rows.mean(0), rows.new_zeros(self._second.shape)
-        rows -= self._shift
-        self._first += rows.cpu().double().sum(0).numpy()
-        # the covariance is symmetric: the half above its diagonal will do
-        for start in range(0, rows.shape[1], _BLOCK):
-            part = slice(start, start + _BLOCK)
-            self._part[part, start:].addmm_(rows[:, part].T, rows[:, start:])
-        self._held += len(rows)
-        if self._held >= _SINGLE:
-            self._spill()
-
-    @torch.inference_mode()
-    def _spill(self) -> None:
-        """Work the products into the sums of double precision."""
-        if self._part is not None:
-            self._second += self._part.cpu().numpy()
-            self._part.zero_()
-            self._held = 0
-
-    def done(self) -> tuple[Numbers, Numbers]:
-        """(mean (U,), covariance (U, U)) of all rows."""
-        self._flush()
-        self._spill()
-        count = max(self._rows, 1)
-        mean = self._first / count
-        shift = 0.0 if self._shift is None else self._shift.double().cpu().numpy()
-        second = np.triu(self._second)
-        second += np.triu(second, 1).T
-        return mean + shift, second / count - np.outer(mean, mean)
+def constant(high: Tensor, low: Tensor) -> Tensor:
+    """Whether values between these never change, but for rounding."""
+    return ~(high - low > ROUNDING * torch.maximum(high.abs(), low.abs()))
 
 
 def enough(inputs: int, units: int) -> int:
-    """Positions of each of so many inputs that are to be sampled for the correlations of so many units."""
-    return int(np.clip(-(-samples_for(units) // max(inputs, 1)), 1, _MOST))
+    """Positions of each of so many inputs that are sampled for the correlations of so many units."""
+    return int(np.clip(round(samples_for(units) / max(inputs, 1)), 1, _MOST))
 
 
 def samples_for(units: int) -> int:
@@ -262,17 +259,28 @@ class Census:
     """The tallies of several layers, fed with batches in order.
 
     positions: sampled of each input's map; 0: as many as the correlations need, with so many `inputs`.
+    exact: layers whose largest and smallest values are wanted of every unit.
     """
 
     def __init__(
-        self, model: Model, network: nn.Module, places: Mapping[str, Place], inputs: int, seed: int, positions: int = 0
+        self,
+        model: Model,
+        network: nn.Module,
+        places: Mapping[str, Place],
+        inputs: int,
+        seed: int,
+        positions: int = 0,
+        exact: Collection[str] = (),
     ) -> None:
         self._model, self._network, self._places = model, packed(network, model.example()), places
         self.tallies = {
-            path: Tally(units, place.layout, place.rectifier, positions or enough(inputs, units), (seed, n))
+            path: Tally(
+                units, place.layout, place.rectifier, positions or enough(inputs, units), (seed, n), path in exact
+            )
             for n, (path, place) in enumerate(places.items())
             for units in [model.layers[path].units]
         }
+        self._own = {path: self.tallies[path].see for path in exact if _apart(places[path])}
 
     def feed(self, batches: Iterable[NDArray[Any]]) -> None:
         """Batches of inputs (n, *shape), uint8 or in [0, 1]."""
@@ -285,8 +293,7 @@ class Census:
             self.tallies[path].after(output)
 
         follow = Following(self._places, after, before)
-        own = {path: self.tallies[path].see for path, place in self._places.items() if _apart(place)}
-        readers = follow.readers(own)
+        readers = follow.readers(self._own)
         with torch.inference_mode(), Probe(self._network, readers, cut=False) as probe:
             for inputs in batches:
                 x = self._model.tensor(inputs, channels_last=True)
