@@ -29,6 +29,37 @@ def participation(covariance: Numbers, fourth: float = 0.0, samples: int = 0, po
     return min(trace * trace / square, float(len(covariance))) if square > 0 else 0.0
 
 
+class Rows:
+    """Rows (n, U) of float32 gathered in one piece of memory, `most` of them at least.
+
+    It is taken once: small pieces that are taken among a network's maps, and stay, scatter the memory in which the maps have to lie.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.count, self._most = 0, most
+        self._room: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """(count, U) what was gathered since the last `clear`."""
+        return torch.empty((0, 0)) if self._room is None else self._room[: self.count]
+
+    def fits(self, more: int) -> bool:
+        """Whether so many rows can be added before it is cleared."""
+        return self._room is None or self.count + more <= self._room.shape[0] or not self.count
+
+    def next(self, more: int, units: int, device: torch.device) -> Tensor:
+        """(more, units) the memory of the next rows, to be written into."""
+        if self._room is None or more > self._room.shape[0]:
+            self._room = torch.empty((max(self._most, more), units), device=device)
+        self.count += more
+        return self._room[self.count - more : self.count]
+
+    def clear(self) -> None:
+        """Begin anew, in the same memory."""
+        self.count = 0
+
+
 class Moments:
     """Mean and covariance of U numbers, from rows (n, U) float32 that are gathered until a product of them pays.
 
@@ -38,10 +69,10 @@ class Moments:
 
     def __init__(self, units: int, edge: float | None = None, then: Callable[[Tensor], None] | None = None) -> None:
         self._then = then
-        self._room: Tensor | None = None  # where rows wait: taken once, as pieces among the maps would scatter these
+        self._waiting = Rows(_ROWS)
         self._shift: Tensor | None = None  # near the mean, so that squares do not cancel
         self._part: Tensor | None = None  # products of the last `_held` rows, where the rows are
-        self._rows, self._count, self._held, self._edge = 0, 0, 0, edge  # rows worked in, and waiting
+        self._count, self._held, self._edge = 0, 0, edge  # rows worked in
         self._first, self._second = np.zeros(units), np.zeros((units, units))
         self._reached = np.zeros(units, np.int64)
         self._high, self._low = np.full(units, -np.inf), np.full(units, np.inf)
@@ -51,7 +82,7 @@ class Moments:
     def reached(self) -> Numbers:
         """(U,) the share of all rows that reach the edge."""
         self._flush()
-        return self._reached / max(self._rows, 1)
+        return self._reached / max(self._count, 1)
 
     @property
     def ends(self) -> tuple[Numbers, Numbers]:
@@ -63,25 +94,23 @@ class Moments:
     def add(self, rows: Tensor, picked: Tensor | None = None) -> None:
         """Count rows (n, U), or those with the numbers `picked`; they are copied."""
         more = (rows if picked is None else picked).shape[0]
-        if self._room is None or self._count + more > self._room.shape[0]:
+        if not self._waiting.fits(more):
             self._flush()
-            if self._room is None or more > self._room.shape[0]:
-                self._room = torch.empty((max(_ROWS, more), rows.shape[1]), device=rows.device)
-        to = self._room[self._count : self._count + more]
+        to = self._waiting.next(more, rows.shape[1], rows.device)
         if picked is None:
             to.copy_(rows)
         elif rows.dtype is torch.float32:
             torch.index_select(rows, 0, picked, out=to)
         else:
             to.copy_(rows.index_select(0, picked))
-        self._count += more
 
     @torch.inference_mode()
     def _flush(self) -> None:
-        if self._room is None or not self._count:
+        if not self._waiting.count:
             return
-        rows = self._room[: self._count]
-        self._rows, self._count = self._rows + self._count, 0
+        rows = self._waiting.rows
+        self._waiting.clear()
+        self._count += rows.shape[0]
         if self._then is not None:
             self._then(rows)
         if self._shift is None or self._part is None:
@@ -115,7 +144,7 @@ class Moments:
         """(mean (U,), covariance (U, U)) of all rows."""
         self._flush()
         self._spill()
-        count = max(self._rows, 1)
+        count = max(self._count, 1)
         mean = self._first / count
         shift = 0.0 if self._shift is None else self._shift.double().cpu().numpy()
         second = np.triu(self._second)
@@ -124,4 +153,4 @@ class Moments:
 
     def directions(self, covariance: Numbers, positions: int) -> float:
         """`participation` of all `positions` of which the rows, whose covariance is given, are a sample."""
-        return participation(covariance, self._fourth / max(self._rows, 1), self._rows, positions)
+        return participation(covariance, self._fourth / max(self._count, 1), self._count, positions)

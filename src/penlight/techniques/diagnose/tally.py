@@ -17,7 +17,7 @@ from penlight.models.layers import run
 from penlight.models.packing import packed
 from penlight.models.places import Following, Place, Rectifier
 from penlight.models.reductions import highest, lowest, units_last
-from penlight.techniques.diagnose.moments import Moments
+from penlight.techniques.diagnose.moments import Moments, Rows
 
 _TABLE = 60  # different samples of positions, taken in turn; most small batches divide it
 _EACH, _LEAST, _SAMPLES = 2, 2048, 8192  # samples a layer's correlations need: so many a unit, within these limits
@@ -25,7 +25,7 @@ _MOST = 64  # positions that one input's map is asked for at most
 _AFTER = 1024  # samples after a rectifier: for the directions used, and how often the limit is reached
 _TOGETHER = 128  # inputs whose sums and highest values are counted in one go
 _FEW = 16  # a map is read for some units only where they are less than one in so many
-_CACHE, _LARGEST = 25e6, 64  # bytes of a batch's largest map, and inputs, of one pass
+_CACHE, _LARGEST = 20e6, 64  # bytes of a batch's largest map, and inputs, of one pass
 ROUNDING = 1e-5  # of a value: how far a constant may seem to move
 _NEAR = 0.01  # of the way between its limits: how near its upper limit a soft rectifier counts as saturated
 Numbers = NDArray[np.float64]
@@ -95,9 +95,8 @@ class Tally:
         self._fired = torch.zeros(units, dtype=torch.int64)
         self._after = torch.zeros(units, dtype=torch.float64)
         self._high, self._low, self._own = (torch.full((units,), sign * torch.inf) for sign in (-1, 1, -1))
-        self._peaks, self._lows, self._sums = (
-            list[Tensor]() for _ in range(3)
-        )  # a row an input, to be counted together
+        self._sums, self._peaks = Rows(_TOGETHER), Rows(_TOGETHER)  # a row an input, to be counted together
+        self._ends: tuple[Tensor, Tensor] | None = None  # lowest and highest values of `_open` since then
         self._kin = Moments(units, then=self._rectified if self._hard else None)
         self._seen = self._kin if rectifier is None else Moments(units, _edge(rectifier))
         self._each = 0  # positions sampled of an input
@@ -113,14 +112,11 @@ class Tally:
         batch, size, _ = flat.shape
         self._number = self.inputs
         if self._open is None:
-            self._lows.append(lowest(flat))
+            self._reach(lowest(flat), highest(flat))
         elif self._some:
-            low, high = torch.aminmax(flat.index_select(2, self._open), dim=1)
-            self._lows.append(low)
-            if self._hard:
-                self._peaks.append(high)
-        if self._open is None or not self._hard:
-            self._peaks.append(highest(flat))
+            self._reach(*torch.aminmax(flat.index_select(2, self._open), dim=1))
+        if not self._hard:
+            self._next_rows(self._peaks, flat).copy_(highest(flat))
         self._each = min(self._places, size)
         self._kin.add(*self._sampled(flat, self._places))
         self.samples += batch * self._each
@@ -130,11 +126,29 @@ class Tally:
     def after(self, output: Tensor) -> None:
         """The same inputs after the rectifier."""
         flat = units_last(output, self._layout)
-        self._sums.append(flat.sum(1))
+        to = self._next_rows(self._sums, flat)
+        if flat.dtype is torch.float32:
+            torch.sum(flat, 1, out=to)
+        else:
+            to.copy_(flat.sum(1))
         if self._rectifier is not None and not self._hard:
             self._seen.add(*self._sampled(flat, self._fewer))
         if self.inputs >= self._next:
             self._count()
+
+    def _next_rows(self, gathered: Rows, flat: Tensor) -> Tensor:
+        if not gathered.fits(flat.shape[0]):
+            self._count()
+        return gathered.next(flat.shape[0], flat.shape[2], flat.device)
+
+    def _reach(self, lows: Tensor, highs: Tensor) -> None:
+        """Lowest and highest values (N, units) of some inputs, of the units in `_open`."""
+        low, high = lows.amin(0), highs.amax(0)
+        if self._ends is None:
+            self._ends = low, high
+        else:
+            torch.minimum(self._ends[0], low, out=self._ends[0])
+            torch.maximum(self._ends[1], high, out=self._ends[1])
 
     def _rectified(self, rows: Tensor) -> None:
         """The first of each input's samples, as they come out of the hard rectifier."""
@@ -144,26 +158,24 @@ class Tally:
 
     def _count(self) -> None:
         """Work in what was gathered: how often units fired, sums, highest and lowest values."""
-        some = slice(None) if self._open is None else self._open.cpu()
-        if self._peaks:
-            peaks = torch.cat(self._peaks).float().cpu()
-            if self._hard:
-                self._high[some] = torch.maximum(self._high[some], peaks.amax(0))
-            else:
-                self._high = torch.maximum(self._high, peaks.amax(0))
-                self._fired += (peaks > 0).sum(0)
-        if self._lows:
-            lows = torch.cat(self._lows).float().cpu()
-            self._low[some] = torch.minimum(self._low[some], lows.amin(0))
-        if self._sums:
-            sums = torch.cat(self._sums)
+        if self._ends is not None:
+            some = slice(None) if self._open is None else self._open.cpu()
+            low, high = (one.float().cpu() for one in self._ends)
+            self._low[some] = torch.minimum(self._low[some], low)
+            self._high[some] = torch.maximum(self._high[some], high)
+        if self._peaks.count:
+            peaks = self._peaks.rows.cpu()
+            self._high = torch.maximum(self._high, peaks.amax(0))
+            self._fired += (peaks > 0).sum(0)
+        if self._sums.count:
+            sums = self._sums.rows
             if self._hard:
                 self._fired += (sums > 0).sum(0).cpu()
-            device = sums.device
             self._after += sums.cpu().double().sum(0)
-            self._look_on(device)
-        for held in (self._peaks, self._lows, self._sums):
-            held.clear()
+            self._look_on(sums.device)
+        self._ends = None
+        self._sums.clear()
+        self._peaks.clear()
         self._next = min(2 * self.inputs, self.inputs + _TOGETHER)
 
     def _look_on(self, device: torch.device) -> None:
