@@ -205,6 +205,19 @@ def test_extremes_of_a_layer_without_a_rectifier_are_read_while_units_may_be_con
     assert not told.full.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_sums_of_other_precisions_neither_overflow_nor_vanish(dtype):
+    maps = torch.full((5, 2, 64, 64), 100.0, dtype=dtype)
+    maps[:, 1], maps[2, 1, 7, 7] = -1.0, 1e-7
+    tally = Tally(2, "NCHW", Rectifier("relu", 0.0, None, True), 4, (0,))
+    tally.before(maps)
+    tally.after(maps.relu())
+    told = tally.done()
+    np.testing.assert_allclose(told.fired, [1.0, 0.2])
+    np.testing.assert_allclose(told.mean[0], 100, rtol=1e-3)
+    assert told.high[1] == pytest.approx(1e-7, rel=0.2)
+
+
 def test_what_leaves_a_hard_rectifier_is_worked_out_from_what_goes_in():
     maps = np.random.default_rng(2).normal(scale=4.0, size=(23, 8, 5, 5)).astype(np.float32)
     tally = Tally(8, "NCHW", Rectifier("relu6", 0.0, 6.0, True), 25, (0,))

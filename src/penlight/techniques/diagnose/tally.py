@@ -126,11 +126,7 @@ class Tally:
     def after(self, output: Tensor) -> None:
         """The same inputs after the rectifier."""
         flat = units_last(output, self._layout)
-        to = self._next_rows(self._sums, flat)
-        if flat.dtype is torch.float32:
-            torch.sum(flat, 1, out=to)
-        else:
-            to.copy_(flat.sum(1))
+        torch.sum(flat, 1, dtype=torch.float32, out=self._next_rows(self._sums, flat))
         if self._rectifier is not None and not self._hard:
             self._seen.add(*self._sampled(flat, self._fewer))
         if self.inputs >= self._next:
