@@ -1,17 +1,20 @@
 """`diagnose`: planted truth found and nothing else, ablation against rebuilt networks, intervals, excess, pruning."""
 
 import json
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 from planted import NETWORKS, planted, values
+from torch import nn
 from torch.nn import functional as F
 
 import penlight
 import zoo
 from penlight.errors import BadInput, CannotRun, PenlightError, UnknownName
-from penlight.inputs import open_data
+from penlight.inputs import InputContract, open_data
+from penlight.models import Model
 from penlight.models.places import Patch, Rectifier, places
 from penlight.models.surgery import fixed, open_pruned
 from penlight.results import Provenance, VisualizeResult, load_result
@@ -416,6 +419,25 @@ def test_static_and_unstable_come_from_pictures():
         "static": pytest.approx(0.05)
     }
     assert diagnosed(model, data, ["b"], [pictures(0.0, 0.0, True)], **few).verdicts["b:8"] == {"static": 0.0}
+
+
+def test_pictures_are_held_against_the_largest_of_all_positions():
+    torch.manual_seed(0)
+    layers = {"b": nn.Conv2d(1, 48, 3), "relu": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
+    model = Model(nn.Sequential(OrderedDict(layers)).append(nn.Linear(48, 3)), InputContract("image", (1, 12, 12)))
+    with torch.no_grad():  # every unit has both signs in every input, so that nothing is left to decide
+        layers["b"].weight -= layers["b"].weight.mean((1, 2, 3), keepdim=True)
+        layers["b"].bias.zero_()
+    inputs = np.random.default_rng(0).random((60, 1, 12, 12), dtype=np.float32)
+    largest = float(values(model, "b", model.tensor(inputs))[:, 8].max())
+    few = {"tested": 20, "tried": 20, "positions": 1, "batch": 4}
+    data = open_data(inputs, model.contract)
+    assert diagnosed(model, data, ["b"], **few).layers["b"].high[8] < largest  # looked at in some places only
+    below, above = (
+        diagnosed(model, data, ["b"], [pictures(0.05, largest * part)], **few).verdicts["b:8"]
+        for part in (0.9999, 1.001)
+    )
+    assert (set(below), set(above)) == ({"static"}, {"unstable"})
 
 
 def test_same_seed_same_bytes_and_no_trace():
