@@ -15,7 +15,7 @@ _VECTOR = 32  # a reduction over rows runs at full speed where the rows are a mu
 
 def units_last(output: Tensor, layout: str) -> Tensor:
     """`output`, laid out as `layout`, as (N, positions, units): a view of channels-last maps and tokens, a copy of others."""
-    order = _order(layout)
+    order = _order(layout, output.ndim)
     if order is None:
         return output.reshape(len(output), -1, 1) if output.ndim > 1 else output.reshape(-1, 1, 1)
     last = output.permute(order)
@@ -23,12 +23,12 @@ def units_last(output: Tensor, layout: str) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _order(layout: str) -> tuple[int, ...] | None:
-    """The axes with the batch first and the units last; None where the layout names no units."""
+def _order(layout: str, axes: int) -> tuple[int, ...] | None:
+    """So many axes with the batch first and the units last; None where the layout names no units."""
     batch, units = layout.find("N"), layout.find("C")
     if units < 0:
         return None
-    return (batch, *(axis for axis in range(len(layout)) if axis not in (batch, units)), units)
+    return (batch, *(axis for axis in range(axes) if axis not in (batch, units)), units)
 
 
 def fold(places: int, units: int) -> int:

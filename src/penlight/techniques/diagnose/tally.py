@@ -85,7 +85,6 @@ class Tally:
         self._layout, self._places, self._seed, self._exact = layout, places, seed, exact
         self._rectifier, self._hard = rectifier, rectifier is not None and rectifier.hard
         self._open: Tensor | None = None  # units whose highest and lowest values have to be read; None: all
-        self._some = True  # whether there are any
         self._fewer = max(1, places * _AFTER // samples_for(units))
         self._tables: dict[int, NDArray[np.int64]] = {}
         self._rows: dict[tuple[int, int, int, int], Tensor] = {}
@@ -111,12 +110,14 @@ class Tally:
         flat = units_last(output, self._layout)
         batch, size, _ = flat.shape
         self._number = self.inputs
-        if self._open is None:
-            self._reach(lowest(flat), highest(flat))
-        elif self._some:
+        if self._open is not None and self._open.numel():
             self._reach(*torch.aminmax(flat.index_select(2, self._open), dim=1))
-        if not self._hard:
-            self._next_rows(self._peaks, flat).copy_(highest(flat))
+        if self._open is None or not self._hard:
+            peaks = highest(flat)
+            if self._open is None:
+                self._reach(lowest(flat), peaks)
+            if not self._hard:
+                self._next_rows(self._peaks, flat).copy_(peaks)
         self._each = min(self._places, size)
         self._kin.add(*self._sampled(flat, self._places))
         self.samples += batch * self._each
@@ -176,14 +177,14 @@ class Tally:
 
     def _look_on(self, device: torch.device) -> None:
         """Settle whose highest and lowest values the next inputs are read for."""
-        if self._exact or not self._some:
+        if self._exact or (self._open is not None and not self._open.numel()):
             return
         undecided = constant(self._high, self._low)
         if self._hard:
             undecided |= (self._fired == 0) | (self._low > 0)
         still = undecided.nonzero()[:, 0]
         if len(still) * _FEW < len(undecided):
-            self._open, self._some = still.to(device), len(still) > 0
+            self._open = still.to(device)
 
     def _sampled(self, flat: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
         """The rows of (N, P, units), and which of them are `count` positions of each input; None for all if there are no more."""
