@@ -1,6 +1,6 @@
 """What a survey costs on top of the forward passes it needs.
 
-    python benchmarks/survey.py [--quick] [--json] [--memory]
+    python benchmarks/survey.py [--quick] [--json] [--memory] [--networks SqueezeNet,…]
 
 For every convolution of SqueezeNet, GoogLeNet and MobileNetV2 (random weights, random pictures of 224 × 224) the survey keeps the top
 9 inputs with positions and all statistics. It is fed uint8 pictures and normalises them itself. The bare pass runs the same network,
@@ -220,12 +220,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer pictures")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument(
+        "--networks", default=",".join(GOALS), help="some of SqueezeNet, GoogLeNet, MobileNetV2, with commas between"
+    )
     parser.add_argument("--memory", action="store_true", help="measure the peak memory by number of inputs as well")
     given = parser.parse_args()
+    names = given.networks.split(",")
+    if unknown := [name for name in names if name not in GOALS]:
+        parser.error(f"no network {unknown[0]!r}; give some of {', '.join(GOALS)}")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     warm, blocks = (256, 5) if given.quick else (768, 9)
-    report: dict[str, Any] = {"benchmark": "survey", "networks": [measure(name, warm, blocks) for name in GOALS]}
+    report: dict[str, Any] = {"benchmark": "survey", "networks": [measure(name, warm, blocks) for name in names]}
     for row in report["networks"]:
         row["twins"] = whole(row["network"], 64 if given.quick else 512, 1 if given.quick else 3)
         row["duplicates"] = {count: census(row["network"], count, 4 if given.quick else 16) for count in (500, 5000)}
