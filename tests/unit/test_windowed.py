@@ -12,10 +12,12 @@ import zoo
 from penlight.inputs import InputContract
 from penlight.models import Model
 from penlight.techniques.contract import Request
+from penlight.techniques.explain import windowed_blocks
+from penlight.techniques.explain import windowed_slides as slides
 from penlight.techniques.explain import windowed_winograd as winograd
 from penlight.techniques.explain.explanation import open_scene
 from penlight.techniques.explain.occlusion_passes import Cover, Passes
-from penlight.techniques.explain.windowed_boxes import Axis
+from penlight.techniques.explain.windowed_boxes import Axis, alike
 
 
 def scene_of(network, shape, unit=None, seed=0):
@@ -397,27 +399,156 @@ def test_intervals_are_those_of_the_kernel(length, kernel, stride, pad, dilation
         return
     low = np.array(sorted(p % length for p, _ in places))
     high = np.minimum(low + places[0][1], length)
-    plan = Axis(low, high, length).through(kernel, stride, pad, dilation, after)
+    axis = Axis(low, high, length).through(kernel, stride, pad, dilation, after)
     for n in range(len(low)):
         cells = [
             o for o in range(after)
             if any(low[n] <= o * stride - pad + dilation * j < high[n] for j in range(kernel))
         ]  # fmt: skip
         if cells and dilation == 1:
-            assert (plan.axis.low[n], plan.axis.high[n]) == (cells[0], cells[-1] + 1)
-        assert not cells or (plan.axis.low[n] <= cells[0] and cells[-1] < plan.axis.high[n])
-        assert 0 <= plan.axis.start[n] <= plan.axis.low[n]
-        assert plan.axis.high[n] <= plan.axis.start[n] + plan.axis.size <= after
-    assert [n for run in plan.runs for n in range(run.first, run.last)] == list(range(len(low)))
+            assert (axis.low[n], axis.high[n]) == (cells[0], cells[-1] + 1)
+        assert not cells or (axis.low[n] <= cells[0] and cells[-1] < axis.high[n])
+        assert 0 <= axis.start[n] <= axis.low[n]
+        assert axis.high[n] <= axis.start[n] + axis.size[n] <= after
 
 
 def test_a_pointwise_convolution_is_computed_where_the_boxes_lie():
     axis = Axis(np.array([2, 5]), np.array([6, 9]), 20)
-    plan = axis.through(1, 1, 0, 1, 20)
-    assert plan.axis is axis
-    assert [(run.start, run.into, run.from_) for run in plan.runs] == [(2, slice(0, 4), slice(0, 4))]
-    assert axis.through(1, 2, 0, 1, 10).axis is not axis
-    assert axis.through(1, 1, 1, 1, 22).axis.low.tolist() == [3, 6], "padding moves it"
+    assert axis.through(1, 1, 0, 1, 20) is axis
+    assert axis.through(1, 2, 0, 1, 10) is not axis
+    assert axis.through(1, 1, 1, 1, 22).low.tolist() == [3, 6], "padding moves it"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 29), st.integers(1, 30)), min_size=1, max_size=40),
+    st.lists(st.tuples(st.integers(0, 29), st.integers(1, 30)), min_size=40, max_size=40),
+    st.integers(1, 4),
+    st.integers(1, 200),
+)
+def test_boxes_in_classes_hold_their_intervals_and_are_few(rows, columns, classes, most):
+    def axis(places):
+        low, high = np.array([p for p, _ in places]), np.array([min(30, p + n) for p, n in places])
+        return Axis(low, high, 30)
+
+    y, x = axis(rows).in_classes(classes), axis(columns[: len(rows)]).in_classes(classes)
+    for one in (y, x):
+        assert len(np.unique(one.size)) <= classes
+        assert (one.start >= 0).all()
+        assert (one.start <= one.low).all()
+        assert (one.high <= one.start + one.size).all()
+        assert (one.start + one.size <= 30).all()
+    groups = alike(y, x, most)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(rows)))
+    for who in groups:
+        cells = y.size[who] * x.size[who]
+        assert len({(int(a), int(b)) for a, b in zip(y.size[who], x.size[who], strict=True)}) == 1
+        assert len(who) == 1 or cells.sum() <= most
+
+
+def test_classes_cost_as_little_as_they_can():
+    low = np.zeros(7, int)
+    axis = Axis(low, np.array([3, 3, 3, 4, 9, 9, 10]), 12)
+    assert axis.in_classes(2).size.tolist() == [4, 4, 4, 4, 10, 10, 10]
+    assert axis.in_classes(4) is axis
+
+
+def inverted(m, x):
+    """As in MobileNets: a wide map between two narrow ones that only a depthwise convolution reads, and a shortcut around it."""
+    x = F.relu6(m["stem"](x))
+    for n in range(2):
+        wide = F.relu6(m[f"up{n}"](x), inplace=n == 0)
+        wide = F.relu6(m[f"dw{n}"](wide), inplace=True)
+        x = torch.add(x, m[f"down{n}"](wide), alpha=0.5) if n else m["down0"](wide) + x
+    return m["head"](m["turn"](F.relu(m["smaller"](4 * x))))
+
+
+def inverted_layers():
+    layers = {
+        "stem": nn.Conv2d(3, 4, 3, 2, 1),
+        "smaller": nn.Conv2d(4, 4, 3, 2, 1, groups=4),
+        "turn": nn.Conv2d(4, 4, 3, groups=4),
+    }
+    for n in range(2):
+        wide = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=n == 0)
+        layers |= {f"up{n}": nn.Conv2d(4, 12, 1, bias=n == 1), f"dw{n}": wide, f"down{n}": nn.Conv2d(12, 4, 1)}
+    return layers | {"head": nn.Conv2d(4, 16, 1)}
+
+
+def read_twice(m, x):
+    """A wide map with two readers, one of which mixes the map."""
+    wide = F.relu6(m["up"](m["a"](x)))
+    return m["down"](m["dw"](wide) * torch.sigmoid(wide.mean((2, 3), keepdim=True)))
+
+
+def squashed(m, x):
+    """Squeeze and excitation of a depthwise convolution's output: read twice, too."""
+    wide = F.silu(m["dw"](F.silu(m["up"](m["a"](x)))))
+    return m["down"](wide) + wide.amax(1, keepdim=True)
+
+
+def written_later(m, x):
+    """What the wide map is made of is overwritten before the wide map is read."""
+    x = m["a"](x)
+    wide = m["up"](x)
+    x.mul_(0.5)
+    return m["down"](m["dw"](wide)) + x
+
+
+def read_by_a_stranger(m, x):
+    """A sum's term that an operator without boxes reads afterwards."""
+    x = m["a"](x)
+    y = m["b"](x)
+    return F.relu(x + y) + F.group_norm(y, 2)
+
+
+def wide_layers():
+    return {
+        "a": nn.Conv2d(3, 4, 3),
+        "up": nn.Conv2d(4, 12, 1),
+        "dw": nn.Conv2d(12, 12, 3, 1, 1, groups=12),
+        "down": nn.Conv2d(12, 4, 1),
+    }
+
+
+def test_a_term_that_is_read_again_is_not_written_into():
+    network = net(lambda: {"a": nn.Conv2d(3, 4, 3), "b": nn.Conv2d(4, 4, 1)}, read_by_a_stranger)
+    agree(network, (3, 22, 27), fallbacks=["native_group_norm", "add"])
+
+
+@pytest.fixture
+def in_small_turns(monkeypatch):
+    """Turns of a few samples, which a small network's maps would fit in one of."""
+    monkeypatch.setattr(windowed_blocks, "_TURN", 1000)
+
+
+@pytest.mark.parametrize("run", [inverted, read_twice, squashed, written_later])
+def test_what_waits_gives_what_full_passes_give(run, in_small_turns):
+    layers = inverted_layers if run is inverted else wide_layers
+    network = net(layers, run, shape=(3, 40, 37))
+    told = ["mul"] if run is read_twice else []
+    passes = agree(network, (3, 40, 37), fallbacks=told, window=(6, 5), stride=(3, 3))
+    assert passes._session.waits == (run is not written_later)
+
+
+def test_maps_that_wait_are_made_in_turns(in_small_turns, monkeypatch):
+    """Never the wide map of a whole batch, and each sample's once."""
+    made = []
+    original = slides.pointwise
+
+    def watched(weight, bias, maps, into):
+        if weight.shape[0] == 12:
+            made.append(maps.shape[0])
+        return original(weight, bias, maps, into)
+
+    monkeypatch.setattr(slides, "pointwise", watched)
+    network = net(inverted_layers, inverted, shape=(3, 40, 37))
+    scene = scene_of(network, (3, 40, 37))
+    passes = Passes(scene, torch.zeros_like(scene.x))
+    covers = [Cover(row, column, 6, 5) for row in range(0, 36, 3) for column in range(0, 33, 3)]
+    passes.values(covers, lambda n: None)
+    first = 2 * 2  # two positions are tried, for both wide layers
+    assert sum(made) == first + 2 * len(covers)
+    assert max(made) < len(covers) / 4
 
 
 @st.composite

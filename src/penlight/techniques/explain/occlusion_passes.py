@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -16,18 +15,18 @@ from penlight.models.memory import free_bytes, is_memory_error
 from penlight.models.probe import listening
 from penlight.techniques.explain.chunks import chunk_size
 from penlight.techniques.explain.explanation import Scene
-from penlight.techniques.explain.windowed import Block, GiveUp, Ledger, Piece, Session, State, Windowed, channels_last
-from penlight.techniques.explain.windowed_boxes import Axis
+from penlight.techniques.explain.windowed import Ledger, Session, Windowed
+from penlight.techniques.explain.windowed_blocks import Block, Changed, GiveUp, State, channels_last
+from penlight.techniques.explain.windowed_boxes import Axis, alike
+from penlight.techniques.explain.windowed_ops import cut_boxes
 from penlight.techniques.explain.windowed_slides import OPERATORS
 
 Progress = Callable[[int], None]
 _CAP = 128 * 2**20  # bytes a batch of boxes may take: more is no faster
 _SHARE = 0.4  # of the free memory that it may take
 _ALIVE = 4.0  # boxes of the largest operator's size that live at once
-_MOST = 256  # positions a batch
+_MOST = 640  # positions a batch
 _FEW = 8  # below so many positions, incremental inference does not pay
-_SPAN = 72  # pixels within which windows share the size of their boxes, as borders cut these off
-_PHASE = 16  # pixels after which windows lie alike in strided maps
 _TOLERANCE, _ROUNDING = 1e-4, 1e-5  # of the values' scale, and at all: incremental passes only round differently
 
 
@@ -57,9 +56,11 @@ class Passes:
         self.incremental = incremental and self.picture
         self.reason = f"there are fewer than {_FEW} positions" if self.incremental else ""
         self.positions, self.difference = 0, 0.0
-        self._session, self._plain, self._each = Session(OPERATORS), 0.0, 0.0
+        self._session, self._plain, self._each = Session(OPERATORS, self.clean.device), 0.0, 0.0
+        self._session.waits = (
+            not torch.is_inference_mode_enabled()
+        )  # there nobody can tell whether a map was written into
         self._in_full, self._in_boxes = 0, 0
-        self._axes: dict[tuple[tuple[int, ...], int, int], Axis] = {}
         with torch.no_grad(), Ledger(1) as ledger:
             self.value = float(scene.scores(self.network, self.clean.clone())[0])
         self._full = ledger.multiplied
@@ -87,31 +88,36 @@ class Passes:
         if self.incremental and not self._each and len(order) >= _FEW:
             self._try([covers[order[0]], covers[order[len(order) // 2]]])
         self.positions += len(covers)
-        done, size = 0, self._size()
+        done, most = 0, len(order)
+        size = self._size(most, len(order))
         while done < len(order):
             chosen = order[done : done + size]
             run = self._boxes if self._ready else self._whole
             try:
                 found[chosen] = run([covers[n] for n in chosen]).cpu()
+            except Changed:
+                self._session.waits = False
+                continue
             except GiveUp as reason:
                 self._give_up(str(reason))
-                size = self._size()
+                size = self._size(most, len(order) - done)
                 continue
             except (MemoryError, RuntimeError, CannotRun) as error:
                 if size == 1 or not is_memory_error(error):
                     raise
-                size = max(1, min(size, len(chosen)) // 2)
+                size = most = max(1, min(size, len(chosen)) // 2)
                 continue
             done += len(chosen)
             progress(len(chosen))
         return found
 
-    def _size(self) -> int:
-        """Positions a batch."""
+    def _size(self, most: int, left: int) -> int:
+        """Positions a batch, of at most so many, where so many are left."""
         if not self._ready:
-            return chunk_size(self.scene.model)
+            return min(most, chunk_size(self.scene.model))
         room = min(_CAP, _SHARE * free_bytes(self.clean.device))
-        return int(max(2, min(_MOST, room / max(self._each, 1.0))))
+        size = min(most, int(max(2, min(_MOST, room / max(self._each, 1.0)))))
+        return -(-left // -(-left // size))  # batches of one size
 
     def _try(self, covers: list[Cover]) -> None:
         """Two positions, incrementally and in full: what they take, and whether they agree."""
@@ -165,12 +171,9 @@ class Passes:
 
     def _boxes(self, covers: Sequence[Cover]) -> Tensor:
         twice = list(covers) * 2 if len(covers) == 1 else list(covers)  # a batch of one looks like a constant
-        blocks: list[Block] = []
-        for _, same in groupby(twice, _group):
-            blocks += self._blocks_of(list(same), sum(len(block.values) for block in blocks))
         session = self._session
         session.begin()
-        given = Windowed(session, State(self.clean, blocks))
+        given = Windowed(session, self._state(twice))
         with torch.no_grad():
             made = self.scene.scores(self.network, given)
         if isinstance(made, Windowed):
@@ -178,52 +181,26 @@ class Passes:
         self._in_boxes += len(twice)
         return made[: len(covers)]
 
-    def _blocks_of(self, covers: list[Cover], first: int) -> list[Block]:
-        """Covers of one size and channel as rows × columns, as few pieces as it takes."""
-        rows = [(row, tuple(c.column for c in of)) for row, of in groupby(covers, lambda c: c.row)]
-        blocks: list[Block] = []
-        for columns, same in groupby(rows, lambda r: r[1]):
-            blocks.append(self._block(covers[0], tuple(row for row, _ in same), columns, first))
-            first += len(blocks[-1].values)
-        return blocks
-
-    def _axis(self, places: tuple[int, ...], window: int, length: int) -> Axis:
-        key = (places, window, length)
-        if key not in self._axes:
-            self._axes[key] = Axis.at(places, window, length)
-        return self._axes[key]
-
-    def _block(self, cover: Cover, rows: tuple[int, ...], columns: tuple[int, ...], first: int) -> Block:
+    def _state(self, covers: Sequence[Cover]) -> State:
+        """The clean input with a window covered for every sample."""
         height, width = self.clean.shape[2:]
-        y, x = self._axis(rows, cover.height, height), self._axis(columns, cover.width, width)
-        values = self.clean.new_empty((y.count * x.count, y.size, x.size, self.clean.shape[1])).permute(0, 3, 1, 2)
-        channels = slice(None) if cover.channel is None else slice(cover.channel, cover.channel + 1)
-        for n in range(len(values)):
-            i, j = divmod(n, x.count)
-            top, left = int(y.start[i]), int(x.start[j])
-            values[n] = self.clean[0, :, top : top + y.size, left : left + x.size]
-            rows_, columns_ = slice(int(y.low[i]), int(y.high[i])), slice(int(x.low[j]), int(x.high[j]))
-            values[n, channels, rows_.start - top : rows_.stop - top, columns_.start - left : columns_.stop - left] = (
-                self.fill[0, channels, rows_, columns_]
-            )
-        return Block(values, (Piece(first, y, x),))
-
-
-def _group(cover: Cover) -> tuple[int, ...]:
-    """Covers with the same key make one part: boxes of about the same size, lying alike in strided maps."""
-    return (
-        cover.height,
-        cover.width,
-        -1 if cover.channel is None else cover.channel,
-        cover.row // _SPAN,
-        cover.row % _PHASE,
-        cover.column // _SPAN,
-        cover.column % _PHASE,
-    )
+        y = Axis.at([cover.row for cover in covers], [cover.height for cover in covers], height)
+        x = Axis.at([cover.column for cover in covers], [cover.width for cover in covers], width)
+        blocks: list[Block] = []
+        for who in alike(y, x, height * width):
+            values = cut_boxes(self.fill[0].permute(1, 2, 0), who, y, x)
+            channels = torch.tensor([-1 if covers[n].channel is None else int(covers[n].channel or 0) for n in who])
+            if (channels >= 0).any():
+                kept = (channels[:, None] >= 0) & (channels[:, None] != torch.arange(values.shape[-1]))
+                clean = cut_boxes(self.clean[0].permute(1, 2, 0), who, y, x)
+                values = torch.where(kept[:, None, None].to(values.device), clean, values)
+            blocks.append(Block(who, values.permute(0, 3, 1, 2)))
+        return State(self.clean, y, x, blocks)
 
 
 def _place(cover: Cover) -> tuple[int, ...]:
-    return (*_group(cover), cover.row, cover.column)
+    """Windows that lie near each other follow each other."""
+    return (cover.height, cover.width, -1 if cover.channel is None else cover.channel, cover.row, cover.column)
 
 
 def _where(cover: Cover, ndim: int) -> tuple[slice, ...]:

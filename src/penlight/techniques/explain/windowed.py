@@ -7,81 +7,21 @@ whole batch. After Nakandala et al. 2019 ("Krypton"), with boxes that stay insid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from penlight.techniques.explain.windowed_boxes import Axis, Plan
+from penlight.techniques.explain.windowed_blocks import GiveUp, Positions, Reader, State, channels_last
+from penlight.techniques.explain.windowed_boxes import Places, sources_of
 
+_SPARE = 16 * 2**20  # bytes of memory that is used again; what is never touched takes none
 Handler = Callable[["Session", Any, Sequence[Any], Mapping[str, Any]], Any]
-WHOLE = 0.8  # from this share of a map on, boxes cost more than they save
-_NHWC = torch.channels_last
-
-
-class GiveUp(BaseException):
-    """This network cannot be run incrementally; a BaseException so that no `except Exception` of the network swallows it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """Samples `first`, `first` + 1, … of the batch, in rows × columns (columns fastest): where their boxes lie."""
-
-    first: int
-    y: Axis
-    x: Axis
-
-    @property
-    def count(self) -> int:
-        return self.y.count * self.x.count
-
-
-@dataclass
-class Block:
-    """Pieces with boxes of one size, and their values one after the other, (n, C, h, w) channels-last."""
-
-    values: Tensor
-    pieces: tuple[Piece, ...]
-
-    def split(self) -> Iterable[tuple[Piece, Tensor]]:
-        """Every piece with its values (rows, columns, h, w, C), a view."""
-        start, last = 0, self.values.permute(0, 2, 3, 1)
-        for piece in self.pieces:
-            yield piece, in_grid(last[start : start + piece.count], piece)
-            start += piece.count
-
-
-def in_grid(values: Tensor, piece: Piece) -> Tensor:
-    """A piece's values (n, …) as (rows, columns, …), a view."""
-    each, *rest = values.stride()
-    return values.as_strided(
-        (piece.y.count, piece.x.count, *values.shape[1:]), (each * piece.x.count, each, *rest), values.storage_offset()
-    )
-
-
-def channels_last(values: Tensor) -> Tensor:
-    """(N, C, H, W) with C fastest in memory, copied only if it is not so yet."""
-    last = values.permute(0, 2, 3, 1)
-    return values if last.is_contiguous() else last.contiguous().permute(0, 3, 1, 2)
-
-
-@dataclass
-class State:
-    """What a windowed tensor holds; views of the same values share it, so that an in-place operator is seen by all of them."""
-
-    clean: Tensor
-    blocks: list[Block]
-    sliced: bool = False  # another tensor looks at some of the channels
-    full: Tensor | None = None
-    version: int = 0
-
-    @property
-    def count(self) -> int:
-        """Members of the batch."""
-        return sum(len(block.values) for block in self.blocks)
 
 
 class Windowed(Tensor):
@@ -96,7 +36,7 @@ class Windowed(Tensor):
         clean = state.clean
         sizes = dict(zip("NCHW", (state.count, *clean.shape[1:]), strict=True))
         made: Windowed = Tensor._make_wrapper_subclass(
-            cls, [sizes[a] for a in axes], dtype=clean.dtype, device=state.blocks[0].values.device
+            cls, [sizes[a] for a in axes], dtype=clean.dtype, device=session.device or clean.device
         )
         made.state, made.session, made.axes = state, session, axes
         return made
@@ -108,7 +48,7 @@ class Windowed(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handler = args[0].session.operators.get(func) if args and isinstance(args[0], Windowed) else None
         if handler is not None:
-            found = handler(args[0].session, func, args, kwargs or {})
+            found = args[0].session.call(handler, func, args, kwargs or {})
             if found is not NotImplemented:
                 return found
         with torch._C.DisableTorchFunctionSubclass():
@@ -125,10 +65,11 @@ class Windowed(Tensor):
         assert session is not None
         handler = session.operators.get(func.overloadpacket)
         if handler is not None:
-            found = handler(session, func, args, kwargs)
+            found = session.call(handler, func, args, kwargs)
             if found is not NotImplemented:
-                session.watch(found)
                 return found
+        else:
+            session._count((args, kwargs))
         return session.in_full(func, args, kwargs)
 
 
@@ -177,16 +118,6 @@ def name_of(func: Any) -> str:
     return str(getattr(func, "overloadpacket", func)).rpartition(".")[2].strip("_")
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A piece whose values (rows, columns, h, w, C) are to be laid into windows."""
-
-    piece: Piece
-    values: Tensor
-    y: Plan
-    x: Plan
-
-
 @dataclass
 class _Record:
     func: Any
@@ -195,31 +126,77 @@ class _Record:
 
 
 @dataclass
+class _Memory:
+    """Memory (numel,), and the ground that lies at its beginning."""
+
+    values: Tensor
+    ground: Tensor | None = None
+
+
+@dataclass
 class Session:
     """One input's clean maps, each computed once and found again by the order of calls, and what was seen on the way.
 
-    `operators` holds, by operator (its overloads together), how it works on boxes, or returns NotImplemented. `fallbacks` names
-    operators that needed the whole batch; `multiplied` and `asked` count multiply-adds of windowed convolutions, done and in full;
-    `bytes` is the largest operator's memory a sample.
+    `operators` holds, by operator (its overloads together), how it works on boxes, or returns NotImplemented; `device` is where boxes
+    are. `fallbacks` names operators that needed the whole batch; `multiplied` and `asked` count multiply-adds of windowed
+    convolutions, done and in full; `waits` says whether what one operator alone reads may wait for it, which the first pass tells;
+    `alone`, within an operator, whether that is so of what it makes, `wide` whether it is of a kind for which that pays.
     """
 
     operators: Mapping[Any, Handler]
+    device: torch.device | None = None
     fallbacks: list[str] = field(default_factory=list)
     multiplied: float = 0.0
     asked: float = 0.0
-    bytes: float = 0.0
     where: list[str] = field(default_factory=list)
+    waits: bool = True
+    alone: bool = False
+    wide: bool = False
+    _made: dict[int, tuple[bool, float]] = field(default_factory=dict)
+    _calls: int = 0
+    _first: bool = True
+    _readers: dict[int, int] = field(default_factory=dict)  # of what an operator made, by its number
     _records: list[_Record] = field(default_factory=list)
     _next: int = 0
     _kept: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
     _read: dict[int, Tensor] = field(
         default_factory=dict
     )  # overwritten maps that are kept, as something else has read them
-    _scratch: Tensor | None = None
+    _spare: dict[str, _Memory] = field(default_factory=dict)
 
     def begin(self) -> None:
         """A new pass begins."""
-        self._next = 0
+        self._first = self._first and not self._calls
+        self._next = self._calls = 0
+
+    def call(self, handler: Handler, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What an operator makes of its windowed arguments; NotImplemented if it needs the whole batch."""
+        number, self._calls = self._calls, self._calls + 1
+        self._count((args, kwargs))
+        self.alone = self.waits and not self._first and self._readers.get(number) == 1
+        self.wide = False
+        found = handler(self, func, args, kwargs)
+        self.alone = False
+        for one in _windowed(found):
+            one.state.call = number
+            if self._first:
+                cells, clean = sum(block.cells for block in one.state.blocks), one.state.clean
+                self._made[number] = (self.wide, cells * clean.shape[1] * clean.element_size() / one.state.count)
+        return found
+
+    def _count(self, given: Any) -> None:
+        for one in _windowed(given) if self._first else ():
+            self._readers[one.state.call] = self._readers.get(one.state.call, 0) + 1
+
+    @property
+    def bytes(self) -> float:
+        """The largest memory a sample of what an operator makes, without what waits."""
+        return max((size for n, (wide, size) in self._made.items()
+                    if not (self.waits and wide and self._readers.get(n) == 1)), default=0.0)  # fmt: skip
+
+    def is_wide(self, one: Windowed) -> bool:
+        """Whether a map could wait for its reader."""
+        return self._made.get(one.state.call, (False, 0.0))[0]
 
     def once(self, func: Any, given: Sequence[Any], make: Callable[[], Any]) -> Any:
         """What `make` makes of clean maps, from the earlier pass if this call had the same inputs there."""
@@ -276,52 +253,33 @@ class Session:
         made: Tensor = self.kept(clean, (pads, value), make)
         return made
 
-    def windows(
-        self, clean: Tensor, jobs: Sequence[Job], pads: tuple[int, int, int, int], outside: float, size: tuple[int, int]
-    ) -> Tensor:
-        """(n, C, *size), channels-last, valid until the next call: `fill` in memory that is used again and again."""
-        y, x = size
-        shape = (sum(job.piece.count for job in jobs), y, x, clean.shape[1])
-        numel = shape[0] * y * x * shape[3]
-        if self._scratch is None or self._scratch.numel() < numel or self._scratch.dtype != clean.dtype:
-            self._scratch = clean.new_empty(numel)
-        out = self._scratch[:numel].view(shape)
-        self.fill(out, clean, jobs, pads, outside)
-        return out.permute(0, 3, 1, 2)
+    def read_once(self, one: Windowed) -> bool:
+        """Whether the operator that reads a map now is the only one to."""
+        return self.waits and not (self._first or one.state.sliced) and self._readers.get(one.state.call) == 1
 
-    def fill(
-        self,
-        out: Tensor,
-        clean: Tensor,
-        jobs: Sequence[Job],
-        pads: tuple[int, int, int, int] = (0, 0, 0, 0),
-        outside: float = 0.0,
-    ) -> None:
-        """Into `out` (n, h, w, C): windows of the padded clean map, with the jobs' own values laid in."""
-        ground, start = self.padded(clean, pads, outside), 0
-        for job in jobs:
-            count = job.piece.count
-            into = in_grid(out[start : start + count], job.piece)
-            lay(into, ground, job.values, job.y, job.x)
-            start += count
+    @contextmanager
+    def lent(self, name: str, numel: int, like: Tensor) -> Iterator[_Memory]:
+        """Memory that is used again and again, by one at a time."""
+        memory = self._spare.pop(name, None)
+        if memory is None or memory.values.numel() < numel or memory.values.dtype != like.dtype:
+            memory = _Memory(like.new_empty(max(numel, _SPARE // like.element_size())))
+        yield memory
+        self._spare[name] = memory
 
     def whole(self, given: Windowed) -> Tensor:
         """The batch, as the network would have it."""
         state = given.state
         if state.full is None:
-            clean = state.clean
-            full = torch.empty(
-                (state.count, *clean.shape[1:]),
-                dtype=clean.dtype,
-                device=clean.device,
-                memory_format=_NHWC,
-            )
+            clean, reader = state.clean, Reader(state)
+            size = (clean.shape[2], clean.shape[3])
+            full = clean.new_empty((state.count, *size, clean.shape[1]))
             for block in state.blocks:
-                for piece, values in block.split():
-                    y, x = piece.y.into(piece.y.as_whole()), piece.x.into(piece.x.as_whole())
-                    into = full[piece.first : piece.first + piece.count].permute(0, 2, 3, 1)
-                    self.fill(into, clean, [Job(piece, values, y, x)])
-            state.full, state.version = full, full._version
+                nought = np.zeros(len(block.who), np.int64)
+                full[torch.from_numpy(block.who)] = Cut(self, reader, block.who, (nought, nought), size)().permute(
+                    0, 2, 3, 1
+                )
+            state.full = full.permute(0, 3, 1, 2)
+            state.version = state.full._version
         elif state.full._version != state.version:
             raise GiveUp("an operator writes into a view of an earlier map")
         full = state.full
@@ -348,11 +306,62 @@ class Session:
         if line not in self.fallbacks:
             self.fallbacks.append(line)
 
-    def watch(self, found: Any) -> None:
-        """Keep account of memory."""
-        for one in _windowed(found):
-            size = sum(block.values.numel() for block in one.state.blocks) * one.state.clean.element_size()
-            self.bytes = max(self.bytes, size / one.state.count)
+
+class Cut:
+    """Windows (n, C, *size) of the maps of samples in order, padded with `outside`, that begin at `first` (rows, columns)."""
+
+    def __init__(
+        self,
+        session: Session,
+        reader: Reader,
+        who: Places,
+        first: tuple[Places, Places],
+        size: tuple[int, int],
+        pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+        outside: float = 0.0,
+        each: int = 0,
+    ) -> None:
+        self.session, self.reader, self.who, self.size = session, reader, who, size
+        self.ground, self.each = session.padded(reader.clean, pads, outside), each or len(who)
+        self.run = reader.run(who)
+        y, x = reader.y, reader.x
+        self.cells = y.size[who] * x.size[who]
+        ends = np.cumsum(self.cells)
+        begins = ends - self.cells
+        begins -= begins[np.arange(len(who)) // self.each * self.each]  # every turn fills the table anew
+        own = (y.start[who] + pads[0], x.start[who] + pads[2])
+        height, width, _ = self.ground.shape
+        index = sources_of(first, size, own, (y.size[who], x.size[who]), begins + height * width, width)
+        self.index = torch.from_numpy(index.reshape(len(who), -1)).to(self.ground.device)
+
+    def __call__(self, start: int = 0, stop: int | None = None, out: Tensor | None = None) -> Tensor:
+        """Those of one turn, channels-last; in `out` (n, *size, C), else valid until the next call."""
+        stop = len(self.who) if stop is None else stop
+        height, width, channels = self.ground.shape
+        at, index = height * width, self.index[start:stop].view(-1)
+        numel = (at + int(self.cells[start:stop].sum())) * channels
+        with self.session.lent("table", numel, self.ground) as memory:
+            table = memory.values[:numel].view(-1, channels)
+            if memory.ground is not self.ground:
+                table[:at], memory.ground = self.ground.view(-1, channels), self.ground
+            for block, positions in self._parts(start, stop):
+                found = self.reader.blocks[block]
+                count = positions.stop - positions.start if isinstance(positions, slice) else len(positions)
+                own = table[at : at + count * found.size[0] * found.size[1]]
+                values = self.reader.values(block, positions, own)
+                if values.data_ptr() != own.data_ptr():
+                    own.view(count, *found.size, channels).copy_(values.permute(0, 2, 3, 1))
+                at += len(own)
+            with self.session.lent("windows", len(index) * channels, self.ground) as spare:
+                into = (spare.values[: len(index) * channels] if out is None else out).view(-1, channels)
+                torch.index_select(table, 0, index, out=into)
+        return into.view(stop - start, *self.size, channels).permute(0, 3, 1, 2)
+
+    def _parts(self, start: int, stop: int) -> Iterable[tuple[int, Positions]]:
+        if self.run is None:
+            return self.reader.parts(self.who[start:stop])
+        block, position = self.run
+        return [(block, slice(position + start, position + stop))]
 
 
 def _same(before: Any, now: Any) -> bool:
@@ -368,26 +377,6 @@ def _same(before: Any, now: Any) -> bool:
     if isinstance(before, tuple | list):
         return isinstance(now, tuple | list) and len(before) == len(now) and all(map(_same, before, now))
     return bool(type(before) is type(now) and before == now)
-
-
-def lay(out: Tensor, ground: Tensor, values: Tensor, y: Plan, x: Plan) -> None:
-    """Into `out` (rows, columns, h, w, C): the windows of `ground` (H, W, C), and over them a piece's values where they belong."""
-    down, across, _ = ground.stride()
-    covered_y = all(run.into == slice(0, y.size) for run in y.runs)
-    covered = covered_y and all(run.into == slice(0, x.size) for run in x.runs)
-    for rows in y.runs:
-        for columns in x.runs:
-            target = out[rows.first : rows.last, columns.first : columns.last]
-            if not covered:
-                target.copy_(
-                    ground.as_strided(
-                        target.shape,
-                        (rows.step * down, columns.step * across, down, across, 1),
-                        ground.storage_offset() + rows.start * down + columns.start * across,
-                    )
-                )
-            given = values[rows.first : rows.last, columns.first : columns.last, rows.from_, columns.from_]
-            target[:, :, rows.into, columns.into] = given
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from penlight.techniques.explain.windowed import (
-    Block,
-    GiveUp,
-    Handler,
-    Job,
-    Piece,
-    Session,
-    State,
-    Unread,
-    Windowed,
-    channels_last,
-    name_of,
-    swapped,
-)
+from penlight.techniques.explain.windowed import Cut, Handler, Session, Unread, Windowed, name_of, swapped
+from penlight.techniques.explain.windowed_blocks import Block, GiveUp, Later, Reader, State, channels_last
+from penlight.techniques.explain.windowed_boxes import Axis, Places, alike
 
 aten = torch.ops.aten
 OPERATORS: dict[Any, Handler] = {}
@@ -31,7 +22,7 @@ _POINTWISE = """
     hardshrink softshrink threshold log_sigmoid_forward abs neg exp expm1 log log1p log2 sqrt rsqrt square reciprocal sin cos erf sign
     round floor ceil positive logical_not isnan nan_to_num _to_copy clone contiguous
 """
-_TOGETHER = 8 * 2**20  # bytes of boxes computed at once: more leaves the cache, and is mapped afresh each time
+_TOGETHER = 8 * 2**20  # bytes of boxes computed at once: more leaves the cache
 _BINARY = "add sub rsub mul div maximum minimum pow _prelu_kernel where"
 
 
@@ -74,14 +65,25 @@ def _writes(func: Any) -> bool:
     return bool(func._schema.is_mutable)
 
 
-def _put(session: Session, func: Any, given: Windowed, clean: Tensor, blocks: list[Block]) -> Windowed:
+def _put(
+    session: Session,
+    func: Any,
+    given: Windowed,
+    clean: Tensor,
+    blocks: list[Block],
+    axes: tuple[Axis, Axis] | None = None,
+) -> Windowed:
     """The result of a pointwise operator: a new tensor, or for an in-place one the given tensor with new contents."""
-    if not _writes(func):
-        return Windowed(session, State(clean, blocks), given.axes)
     state = given.state
+    y, x = axes or (state.y, state.x)
+    if not _writes(func):
+        return Windowed(session, State(clean, y, x, blocks), given.axes)
     if state.sliced:
         raise GiveUp(f"{name_of(func)} writes into a map that another tensor looks at")
-    old, state.clean, state.blocks, state.full = state.clean, clean, blocks, None
+    old = state.clean
+    for block in state.blocks:
+        block.version += 1
+    state.clean, state.y, state.x, state.blocks, state.full = clean, y, x, blocks, None
     session.forget(old)
     return given
 
@@ -100,13 +102,24 @@ def clean_pass(session: Session, func: Any, args: Sequence[Any], kwargs: Mapping
     return made
 
 
-def each_block(given: Windowed, apply: Callable[[Tensor], Any]) -> list[Block]:
-    """Every block's values, (n, C, h, w), changed cell by cell."""
-    blocks = []
-    for block in given.state.blocks:
-        made = apply(block.values)
-        blocks.append(Block(channels_last(made[0] if isinstance(made, tuple) else made), block.pieces))
-    return blocks
+def each_block(given: Windowed, apply: Callable[[Tensor], Any], later: bool = False) -> list[Block]:
+    """Every block's values, (n, C, h, w), changed cell by cell; `later` those that are not there yet."""
+
+    def change(values: Tensor) -> Tensor:
+        made = apply(values)
+        return channels_last(made[0] if isinstance(made, tuple) else made)
+
+    return [
+        block.then(change) if later and isinstance(block, Later) else Block(block.who, change(block.values))
+        for block in given.state.blocks
+    ]
+
+
+def _like(
+    session: Session, given: Windowed, clean: Tensor, blocks: list[Block], axes: str = "", sliced: bool = False
+) -> Windowed:
+    """Another map whose boxes lie where the given one's do."""
+    return Windowed(session, State(clean, given.state.y, given.state.x, blocks, sliced), axes or given.axes)
 
 
 @handles(*_POINTWISE.split())
@@ -119,7 +132,8 @@ def pointwise(session: Session, func: Any, args: Sequence[Any], kwargs: Mapping[
     if clean.dtype != given.dtype and _writes(func):
         return NotImplemented
     kwargs = {name: value for name, value in kwargs.items() if name != "memory_format"}
-    blocks = each_block(given, lambda values: func(values, *args[1:], **kwargs))
+    session.wide = session.is_wide(given)
+    blocks = each_block(given, lambda values: func(values, *args[1:], **kwargs), session.alone)
     found = _put(session, func, given, clean, blocks)
     returns = len(func._schema.returns)
     return found if returns == 1 else (found, *(Unread(found) for _ in range(returns - 1)))
@@ -158,7 +172,7 @@ def batch_norm(session: Session, func: Any, args: Sequence[Any], kwargs: Mapping
     if named.get("training") is True or named.get("running_mean") is None or given.axes != "NCHW":
         return NotImplemented
     clean = clean_pass(session, func, args, kwargs, given.axes)
-    found = Windowed(session, State(clean, each_block(given, lambda values: func(values, *args[1:], **kwargs))))
+    found = _like(session, given, clean, each_block(given, lambda values: func(values, *args[1:], **kwargs)))
     returns = len(func._schema.returns)
     return found if returns == 1 else (found, *(Unread(found) for _ in range(returns - 1)))
 
@@ -196,88 +210,94 @@ def binary(session: Session, func: Any, args: Sequence[Any], kwargs: Mapping[str
     clean = clean_pass(session, func, args, kwargs, first.axes)
     if clean.shape[2:] != first.state.clean.shape[2:]:
         return NotImplemented
+    y, x, groups = joined(maps)
     blocks = []
-    for pieces in joined(maps):
-        given = [_operand(session, one, constants, pieces) for one in args]
-        blocks.append(Block(channels_last(func(*given, **kwargs)), pieces))
-    return _put(session, func, first, clean, blocks)
+    readers, spent = {id(one.state): Reader(one.state) for one in maps}, _spent(session, func, args, kwargs)
+    for who in groups:
+        box = _Boxes(session, readers, constants, who, y, x)
+        own = None if spent is None else box.of(args[spent])
+        if spent is not None and own is not None:
+            blocks.append(
+                Block(who, own.add_(box.of(args[1 - spent], brief=True), **kwargs))
+            )  # nobody else will read it
+        else:
+            blocks.append(Block(who, channels_last(func(*(box.of(one) for one in args), **kwargs))))
+    return _put(session, func, first, clean, blocks, (y, x))
 
 
-def joined(maps: Sequence[Windowed]) -> list[tuple[Piece, ...]]:
-    """Pieces that hold the boxes of all maps, a tuple a block; the blocks of a map that holds the others' stay as they are."""
-    if len(maps) == 1:
-        return [block.pieces for block in maps[0].state.blocks]
-    boxes: dict[int, Piece] = {}
-    for one in maps:
-        for block in one.state.blocks:
-            for piece in block.pieces:
-                before = boxes.get(piece.first)
-                if before is not None and (before.y is not piece.y or before.x is not piece.x):
-                    piece = Piece(piece.first, before.y.joined(piece.y), before.x.joined(piece.x))
-                boxes[piece.first] = piece
-    for one in maps:
-        if all(_in_place(piece, boxes[piece.first]) for block in one.state.blocks for piece in block.pieces):
-            return [block.pieces for block in one.state.blocks]
-    return gathered(boxes.values(), lambda piece: (piece.y.size, piece.x.size), maps[0].state.clean)
+def _spent(session: Session, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+    """Which term of a sum of two different maps, alike in shape, may be written into; None if there is none."""
+    if func is not aten.add.Tensor or not all(isinstance(one, Windowed) for one in args[:2]):
+        return None
+    one, other = (one.state.clean for one in args[:2])
+    if args[0].state is args[1].state or one.dtype != other.dtype or one.shape != other.shape:
+        return None
+    terms = (0,) if kwargs else (0, 1)  # a factor is the second term's
+    return next((n for n in terms if session.read_once(args[n])), None)
 
 
-def _in_place(piece: Piece, other: Piece) -> bool:
-    return piece.y is other.y and piece.x is other.x
+def joined(maps: Sequence[Windowed]) -> tuple[Axis, Axis, list[Places]]:
+    """Boxes that hold those of all maps, in groups of one size; where a map's own do, they stay as they are."""
+    states = [one.state for one in maps]
+    y, x = states[0].y, states[0].x
+    if all(one.y is y and one.x is x for one in states):
+        return y, x, [block.who for block in states[0].blocks]
+    for one in states[1:]:
+        y, x = y.joined(one.y), x.joined(one.x)
+    for one in states:
+        if one.y.holds(y) and one.x.holds(x):
+            stored = (Axis(a.low, a.high, a.length, b.start, b.size) for a, b in ((y, one.y), (x, one.x)))
+            return *stored, [block.who for block in one.blocks]  # type: ignore[return-value]
+    return y, x, alike(y, x, together(states[0].clean))
 
 
-def gathered(pieces: Iterable[Any], key: Callable[[Any], tuple[int, int]], clean: Tensor) -> list[tuple[Any, ...]]:
-    """Pieces (or jobs) with the same size of box together, as many as go well into memory."""
-    found: dict[tuple[int, int], list[list[Any]]] = {}
-    filled: dict[tuple[int, int], int] = {}
-    for piece in pieces:
-        size = key(piece)
-        own = getattr(piece, "piece", piece).count * size[0] * size[1] * clean.shape[1] * clean.element_size()
-        if size not in found or filled[size] + own > _TOGETHER:
-            found.setdefault(size, []).append([])
-            filled[size] = 0
-        found[size][-1].append(piece)
-        filled[size] += own
-    return [tuple(group) for groups in found.values() for group in groups]
+def together(clean: Tensor) -> int:
+    """Cells of a map that are computed at once."""
+    return max(1, _TOGETHER // (clean.shape[1] * clean.element_size()))
 
 
-def boxes_of(session: Session, one: Windowed, pieces: Sequence[Piece], out: Tensor | None = None) -> Tensor:
-    """(n, C, h, w): a map's values in the boxes of `pieces`, which hold its own; on request written into `out`."""
-    for block in one.state.blocks:
-        if out is None and len(block.pieces) == len(pieces) and all(map(_same_box, block.pieces, pieces)):
-            return block.values
-    own = {piece.first: (piece, values) for block in one.state.blocks for piece, values in block.split()}
-    jobs = []
-    for wanted in pieces:
-        piece, values = own[wanted.first]
-        jobs.append(Job(piece, values, piece.y.into(wanted.y), piece.x.into(wanted.x)))
-    if out is None:
-        clean, count = one.state.clean, sum(piece.count for piece in pieces)
-        out = clean.new_empty((count, pieces[0].y.size, pieces[0].x.size, clean.shape[1])).permute(0, 3, 1, 2)
-    session.fill(out.permute(0, 2, 3, 1), one.state.clean, jobs)
-    return out
+def boxes_of(session: Session, map: Reader, who: Places, y: Axis, x: Axis, brief: bool = False) -> Tensor:
+    """(n, C, h, w): the map's values in the boxes that y and x store of the samples; `brief` if they may end with the next cut."""
+    size, first, run = (int(y.size[who[0]]), int(x.size[who[0]])), (y.start[who], x.start[who]), map.run(who)
+    if run is not None:
+        block, at = map.blocks[run[0]], run[1]
+        if block.size == size and (map.y.start[who] == first[0]).all() and (map.x.start[who] == first[1]).all():
+            return block.values if len(block.who) == len(who) else block.part(slice(at, at + len(who)))
+    order = map.order(who)
+    cut = Cut(session, map, who[order], (first[0][order], first[1][order]), size)
+    found = cut(out=None if brief else map.clean.new_empty((len(who), *size, map.clean.shape[1])))
+    return found if (order[1:] > order[:-1]).all() else found[torch.from_numpy(np.argsort(order))]
 
 
-def _same_box(piece: Piece, other: Piece) -> bool:
-    return piece.first == other.first and piece.y is other.y and piece.x is other.x
+@dataclass(frozen=True)
+class _Boxes:
+    """The boxes of some samples, for operators of several maps and constants."""
+
+    session: Session
+    readers: Mapping[int, Reader]  # by the number of a state
+    constants: Mapping[int, Tensor]
+    who: Places
+    y: Axis
+    x: Axis
+
+    def of(self, one: Any, brief: bool = False) -> Any:
+        """An argument there; `brief` if it may end with the next cut."""
+        if isinstance(one, Windowed):
+            return boxes_of(self.session, self.readers[id(one.state)], self.who, self.y, self.x, brief)
+        if not isinstance(one, Tensor):
+            return one
+        constant = self.constants[id(one)]
+        if constant.shape[2:] == (1, 1):
+            return constant
+        spread = constant.expand(-1, -1, self.y.length, self.x.length).permute(0, 2, 3, 1)[0]
+        return cut_boxes(spread, self.who, self.y, self.x).permute(0, 3, 1, 2)
 
 
-def _operand(session: Session, one: Any, constants: Mapping[int, Tensor], pieces: Sequence[Piece]) -> Any:
-    if isinstance(one, Windowed):
-        return boxes_of(session, one, pieces)
-    if not isinstance(one, Tensor):
-        return one
-    constant = constants[id(one)]
-    if constant.shape[2:] == (1, 1):
-        return constant
-    spread = constant.expand(-1, -1, pieces[0].y.length, pieces[0].x.length).permute(0, 2, 3, 1)[0]
-    return torch.cat([cut_boxes(spread, piece).permute(0, 3, 1, 2) for piece in pieces])
-
-
-def cut_boxes(map: Tensor, piece: Piece) -> Tensor:
-    """(n, h, w, …): the piece's boxes of a map (H, W, …)."""
-    rows = torch.from_numpy(piece.y.start)[:, None] + torch.arange(piece.y.size)
-    columns = torch.from_numpy(piece.x.start)[:, None] + torch.arange(piece.x.size)
-    return map[rows[:, None, :, None], columns[None, :, None, :]].flatten(0, 1)
+def cut_boxes(map: Tensor, who: Places, y: Axis, x: Axis) -> Tensor:
+    """(n, h, w, …): the samples' boxes, all of one size, of a map (H, W, …)."""
+    rows = torch.from_numpy(y.start[who])[:, None] + torch.arange(int(y.size[who[0]]))
+    columns = torch.from_numpy(x.start[who])[:, None] + torch.arange(int(x.size[who[0]]))
+    return map[rows[:, :, None], columns[:, None, :]]
 
 
 @handles("cat")
@@ -292,17 +312,18 @@ def cat(session: Session, func: Any, args: Sequence[Any], kwargs: Mapping[str, A
     clean: Tensor = session.once(
         func, [one.state.clean for one in maps], lambda: channels_last(torch.cat([one.state.clean for one in maps], 1))
     )
-    blocks = []
-    for pieces in joined(maps):
-        count, y, x = sum(piece.count for piece in pieces), pieces[0].y.size, pieces[0].x.size
-        out = clean.new_empty((count, y, x, clean.shape[1])).permute(0, 3, 1, 2)
+    y, x, groups = joined(maps)
+    blocks: list[Block] = []
+    readers = [Reader(one.state) for one in maps]
+    for who in groups:
+        out = clean.new_empty((len(who), int(y.size[who[0]]), int(x.size[who[0]]), clean.shape[1])).permute(0, 3, 1, 2)
         start = 0
-        for one in maps:
-            stop = start + one.state.clean.shape[1]
-            boxes_of(session, one, pieces, out[:, start:stop])
+        for one in readers:
+            stop = start + one.clean.shape[1]
+            out[:, start:stop] = boxes_of(session, one, who, y, x, brief=True)
             start = stop
-        blocks.append(Block(out, pieces))
-    return Windowed(session, State(clean, blocks), first.axes)
+        blocks.append(Block(who, out))
+    return Windowed(session, State(clean, y, x, blocks), first.axes)
 
 
 def _channels(session: Session, func: Any, given: Windowed, start: int, stop: int, step: int, axes: str) -> Windowed:
@@ -312,7 +333,7 @@ def _channels(session: Session, func: Any, given: Windowed, start: int, stop: in
         func, (given.state.clean, start, stop, step), lambda: channels_last(given.state.clean[:, start:stop:step])
     )
     blocks = each_block(given, lambda values: values[:, start:stop:step])
-    return Windowed(session, State(clean, blocks, sliced=True), axes)
+    return _like(session, given, clean, blocks, axes, sliced=True)
 
 
 @handles("slice")
@@ -372,13 +393,11 @@ def pad(session: Session, func: Any, args: Sequence[Any], kwargs: Mapping[str, A
         return NotImplemented
     left, _, top, _ = pads + [0] * (4 - len(pads))
     clean = clean_pass(session, func, args, kwargs, given.axes)
-    height, width = clean.shape[2:]
-    blocks = [
-        Block(b.values, tuple(Piece(p.first, p.y.moved(top, height), p.x.moved(left, width)) for p in b.pieces))
-        for b in given.state.blocks
-    ]
-    given.state.sliced = True  # the two share their values: neither is to be written into
-    return Windowed(session, State(clean, blocks, sliced=True), given.axes)
+    state, (height, width) = given.state, clean.shape[2:]
+    state.sliced = True  # the two share their values: neither is to be written into
+    return Windowed(
+        session, State(clean, state.y.moved(top, height), state.x.moved(left, width), state.blocks, sliced=True)
+    )
 
 
 def over_channels(session: Session, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -387,7 +406,7 @@ def over_channels(session: Session, func: Any, args: Sequence[Any], kwargs: Mapp
     blocks = each_block(
         given, lambda values: as_kept(func(as_seen(values, given.axes), *args[1:], **kwargs), given.axes)
     )
-    return Windowed(session, State(clean, blocks), given.axes)
+    return _like(session, given, clean, blocks)
 
 
 @handles("_softmax", "_log_softmax")
@@ -405,7 +424,7 @@ def layer_norm(session: Session, func: Any, args: Sequence[Any], kwargs: Mapping
         return NotImplemented
     clean = clean_pass(session, func, args, kwargs, "NHWC")
     blocks = each_block(given, lambda values: func(values.permute(0, 2, 3, 1), *args[1:])[0].permute(0, 3, 1, 2))
-    found = Windowed(session, State(clean, blocks), "NHWC")
+    found = _like(session, given, clean, blocks)
     return found, Unread(found), Unread(found)
 
 
@@ -423,9 +442,9 @@ def linear(session: Session, func: Any, args: Sequence[Any], kwargs: Mapping[str
     clean: Tensor = session.once(func, (given.state.clean, *plain), lambda: apply(given.state.clean))
     cost = float(plain[0].numel())
     blocks = each_block(given, apply)
-    session.multiplied += cost * sum(block.values.numel() // clean.shape[1] for block in blocks)
+    session.multiplied += cost * sum(block.cells for block in blocks)
     session.asked += cost * given.state.count * clean.shape[2] * clean.shape[3]
-    return Windowed(session, State(clean, blocks), "NHWC")
+    return _like(session, given, clean, blocks)
 
 
 OPERATORS[F.linear] = linear
