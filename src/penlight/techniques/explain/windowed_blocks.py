@@ -11,7 +11,7 @@ from torch import Tensor
 
 from penlight.techniques.explain.windowed_boxes import Axis, Places
 
-_TURN = 2**18  # values that are computed at once of what waited
+_TURN = 2**19  # values that are computed at once of what waited
 Positions = slice | Places  # of samples in a block
 Make = Callable[[Positions, Tensor | None], Tensor]
 
