@@ -31,7 +31,7 @@ from penlight.techniques.explain.windowed_ops import (
 __all__ = ["OPERATORS"]
 
 _CLASSES = 3  # sizes of boxes along an axis: more take less arithmetic, but every shape of a convolution is compiled
-_FINER = 6  # the same for what waits, whose matrix products take any shape
+_FINER = 4  # the same for what waits, whose matrix products take any shape
 _WHOLE = 0.9  # from this share of a map on, boxes cost more than they save
 
 
