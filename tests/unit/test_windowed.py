@@ -515,6 +515,32 @@ def test_a_term_that_is_read_again_is_not_written_into():
     agree(network, (3, 22, 27), fallbacks=["native_group_norm", "add"])
 
 
+class Wavering(nn.Module):
+    """A sum's term that has another reader in every third pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc, self.passes = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4 * 20 * 25, 2), 0
+
+    def forward(self, x):
+        self.passes += 1
+        x = self.a(x)
+        y = self.b(x)
+        z = x + y
+        return self.fc((z + y - y if self.passes % 3 == 0 else z).relu().flatten(1))
+
+
+def test_a_term_that_has_another_reader_in_a_later_pass():
+    scene = scene_of(zoo.seeded(Wavering), (3, 22, 27))
+    covers = [Cover(row, column, 5, 5) for row in range(0, 18, 2) for column in range(0, 22, 2)]
+    for started in range(3):
+        quick, slow = (Passes(scene, torch.zeros_like(scene.x), which) for which in (True, False))
+        quick.network.passes = started
+        got, wanted = quick.values(covers, lambda n: None), slow.values(covers, lambda n: None)
+        assert quick.reason == ""
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))
+
+
 @pytest.fixture
 def in_small_turns(monkeypatch):
     """Turns of a few samples, which a small network's maps would fit in one of."""

@@ -96,7 +96,10 @@ class Passes:
             try:
                 found[chosen] = run([covers[n] for n in chosen]).cpu()
             except Changed:
+                self._each -= _ALIVE * self._session.bytes
                 self._session.waits = False
+                self._each += _ALIVE * self._session.bytes
+                size = self._size(most, len(order) - done)
                 continue
             except GiveUp as reason:
                 self._give_up(str(reason))

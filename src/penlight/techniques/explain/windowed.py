@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from penlight.techniques.explain.windowed_blocks import GiveUp, Positions, Reader, State, channels_last
+from penlight.techniques.explain.windowed_blocks import Changed, GiveUp, Positions, Reader, State, channels_last
 from penlight.techniques.explain.windowed_boxes import Places, sources_of
 
 _SPARE = 16 * 2**20  # bytes of memory that is used again; what is never touched takes none
@@ -185,8 +185,11 @@ class Session:
         return found
 
     def _count(self, given: Any) -> None:
-        for one in _windowed(given) if self._first else ():
-            self._readers[one.state.call] = self._readers.get(one.state.call, 0) + 1
+        for one in _windowed(given):
+            if one.state.spent:
+                raise Changed("a map has more readers than in the first pass")
+            if self._first:
+                self._readers[one.state.call] = self._readers.get(one.state.call, 0) + 1
 
     @property
     def bytes(self) -> float:

@@ -90,7 +90,8 @@ class Later(Block):
 class State:
     """What a windowed tensor holds; views of the same values share it, so that an in-place operator is seen by all of them.
 
-    `y` and `x` say where the batch's boxes lie; `call` is the number of the operator that made it.
+    `y` and `x` say where the batch's boxes lie; `call` is the number of the operator that made it; `spent` says that its only reader,
+    as far as the first pass tells, has written into its values.
     """
 
     clean: Tensor
@@ -101,6 +102,7 @@ class State:
     full: Tensor | None = None
     version: int = 0
     call: int = -1
+    spent: bool = False
 
     @property
     def count(self) -> int:

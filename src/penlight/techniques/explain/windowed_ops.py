@@ -215,13 +215,13 @@ def binary(session: Session, func: Any, args: Sequence[Any], kwargs: Mapping[str
     readers, spent = {id(one.state): Reader(one.state) for one in maps}, _spent(session, func, args, kwargs)
     for who in groups:
         box = _Boxes(session, readers, constants, who, y, x)
-        own = None if spent is None else box.of(args[spent])
-        if spent is not None and own is not None:
-            blocks.append(
-                Block(who, own.add_(box.of(args[1 - spent], brief=True), **kwargs))
-            )  # nobody else will read it
+        if spent is None:
+            made = channels_last(func(*(box.of(one) for one in args), **kwargs))
         else:
-            blocks.append(Block(who, channels_last(func(*(box.of(one) for one in args), **kwargs))))
+            made = box.of(args[spent]).add_(box.of(args[1 - spent], brief=True), **kwargs)
+        blocks.append(Block(who, made))
+    if spent is not None:
+        args[spent].state.spent = True
     return _put(session, func, first, clean, blocks, (y, x))
 
 
