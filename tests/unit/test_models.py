@@ -10,6 +10,8 @@ from torch import nn
 import penlight
 import zoo
 from penlight.errors import BadInput, BadOption, BadReference, BadUnit, CannotRun, UnknownName
+from penlight.inputs import InputContract
+from penlight.models import Model
 from penlight.models.probe import LOGITS, Probe
 
 
@@ -240,6 +242,26 @@ def test_readers_on_other_threads_are_not_disturbed(open_zoo):
         assert calls == []
         probe(x)
     assert calls == [1]
+
+
+class Squeezing(nn.Module):
+    """Loses the batch's axis, too, where there is one input."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).mean((2, 3), keepdim=True).squeeze()
+        return self.fc(x.view(x.shape[0], -1))
+
+
+def test_a_network_that_cannot_do_with_one_input_is_prepared_as_well():
+    network = Squeezing().eval()
+    model = Model(network, InputContract("array", (3, 8, 8)))
+    fast, x = model.prepared(), model.example(3)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), network(x))
 
 
 def test_a_network_that_flattens_by_a_view_is_prepared_as_well():

@@ -55,9 +55,8 @@ def prepare(network: nn.Module, example: Tensor, keep: Collection[str] = ()) -> 
     """A frozen copy of `network` in eval mode that computes the same outputs faster.
 
     A BatchNorm that follows a convolution is folded into it, unless the convolution is in `keep`, the layers whose own outputs will
-    be read. Folding is checked on the first of `example` (N, *shape) and left out if the output moved.
+    be read. Folding is checked on `example` (N, *shape) and left out if the output moved.
     """
-    example = example[:1]
     twin = _channels_last(network, example)
     if not any(_is_norm(module) for module in twin.modules()):
         return twin
