@@ -351,7 +351,7 @@ class Cut:
                 found = self.reader.blocks[block]
                 count = positions.stop - positions.start if isinstance(positions, slice) else len(positions)
                 own = table[at : at + count * found.size[0] * found.size[1]]
-                values = self.reader.values(block, positions, own)
+                values = self.reader.values[block](positions, own)
                 if values.data_ptr() != own.data_ptr():
                     own.view(count, *found.size, channels).copy_(values.permute(0, 2, 3, 1))
                 at += len(own)

@@ -49,6 +49,17 @@ class Block:
         """The values of some of the samples; on request in the memory of `into` (cells, C)."""
         return self._values[at if isinstance(at, slice) else torch.from_numpy(at)]
 
+    def reader(self) -> Make:
+        """`part`, to be called later; raises `Changed` if an operator writes into the values before."""
+        version = self.version
+
+        def read(at: Positions, into: Tensor | None) -> Tensor:
+            if self.version != version:
+                raise Changed("an operator writes into a map that is read later")
+            return self.part(at, into)
+
+        return read
+
     def turns(self) -> Iterable[tuple[slice, Tensor]]:
         """Stretches of the samples with their values: what is computed only now in parts that a cache holds."""
         yield slice(0, len(self.who)), self.values
@@ -111,11 +122,14 @@ class State:
 
 
 class Reader:
-    """What a map holds as things stand, to be read now or later; raises `Changed` if somebody writes into it before."""
+    """What a map holds as things stand, to be read now or later.
+
+    `values` reads each of its `blocks`; `block` and `position` (N,) say where every sample is.
+    """
 
     def __init__(self, state: State) -> None:
         self.clean, self.y, self.x, self.blocks = state.clean, state.y, state.x, list(state.blocks)
-        self.versions = [block.version for block in self.blocks]
+        self.values = [block.reader() for block in self.blocks]
         self.block, self.position = np.empty(state.count, np.int64), np.empty(state.count, np.int64)
         for n, block in enumerate(self.blocks):
             self.block[block.who], self.position[block.who] = n, np.arange(len(block.who))
@@ -136,13 +150,6 @@ class Reader:
         ends = [*(np.flatnonzero(np.diff(block)) + 1), len(who)]
         for start, end in zip([0, *ends], ends, strict=False):
             yield int(block[start]), position[start:end]
-
-    def values(self, block: int, at: Positions, into: Tensor | None = None) -> Tensor:
-        """Values of a block (n, C, h, w), channels-last; on request in the memory of `into` (cells, C), where they are computed now."""
-        found = self.blocks[block]
-        if found.version != self.versions[block]:
-            raise Changed("an operator writes into a map that is read later")
-        return found.part(at, into)
 
 
 def channels_last(values: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from penlight.techniques.explain import windowed_winograd
 from penlight.techniques.explain.windowed import Cut, Session, Unread, Windowed, name_of
-from penlight.techniques.explain.windowed_blocks import Block, Changed, Later, Positions, Reader, State, channels_last
+from penlight.techniques.explain.windowed_blocks import Block, Later, Positions, Reader, State, channels_last
 from penlight.techniques.explain.windowed_boxes import Axis, Places, alike
 from penlight.techniques.explain.windowed_ops import (
     OPERATORS,
@@ -46,7 +46,8 @@ class Slide:
 
     `inside` computes it, without padding, for windows (n, C, h, w) cut from the map padded with `outside` and the boxes it puts out
     (samples, y, x); `entire` for whole maps; `tiles` is another way, `cellwise` one for some samples of boxes that do not grow, into
-    memory that is given. `cost` is multiply-adds a cell put out; with `later` nothing is computed before it is asked for.
+    memory that is given. `cost` is multiply-adds a cell put out; with `later` nothing is computed before it is asked for, so many
+    `channels`.
     """
 
     kernel: tuple[int, int]
@@ -87,17 +88,10 @@ class Slide:
         """Every box computed where it is."""
         if self.cellwise is None:
             return Block(block.who, channels_last(self.inside(block.values, block.who, y, x)))
-        cellwise = self.cellwise
+        cellwise, read = self.cellwise, block.reader()
         if not self.later:
             return Block(block.who, _in_turn(block, cellwise))
-        version, made = block.version, self.channels
-
-        def make(at: Positions, into: Tensor | None) -> Tensor:
-            if block.version != version:
-                raise Changed("an operator writes into a map that is read later")
-            return cellwise(block.part(at), into)
-
-        return Later.of(block.who, block.size, make, made)
+        return Later.of(block.who, block.size, lambda at, into: cellwise(read(at, None), into), self.channels)
 
     def _group(
         self, session: Session, reader: Reader, who: Places, y: Axis, x: Axis, lengths: tuple[int, int]
@@ -107,13 +101,11 @@ class Slide:
         if not self.later:
             return Block(who, self._made(session, reader, who, y, x, lengths)(0, len(who)))
         size = (int(y.size[who[0]]), int(x.size[who[0]]))
-        ready: list[Callable[[int, int], Tensor]] = []
+        in_turns = cache(lambda: self._made(session, reader, who, y, x, lengths, later.each))
 
         def make(at: Positions, into: Tensor | None) -> Tensor:
             if isinstance(at, slice) and at.start % later.each == 0 and at.stop <= at.start + later.each:
-                if not ready:
-                    ready.append(self._made(session, reader, who, y, x, lengths, later.each))
-                return ready[0](at.start, at.stop)
+                return in_turns()(at.start, at.stop)
             some = who[at]
             order = reader.order(some)
             found = self._made(session, reader, some[order], y, x, lengths)(0, len(some))
@@ -132,7 +124,9 @@ class Slide:
         before = (reader.clean.shape[2], reader.clean.shape[3])
         if tiles is None and size == lengths and run is not None and reader.blocks[run[0]].size == before:
             block, at = run
-            return lambda start, stop: channels_last(self.entire(reader.values(block, slice(at + start, at + stop))))
+            return lambda start, stop: channels_last(
+                self.entire(reader.values[block](slice(at + start, at + stop), None))
+            )
         reach = (
             self._seen(size) if tiles is None else (windowed_winograd.reach(size[0]), windowed_winograd.reach(size[1]))
         )
@@ -228,7 +222,7 @@ def convolution(session: Session, func: Any, args: Sequence[Any], kwargs: Mappin
 def pointwise(weight: Tensor, bias: Tensor | None, maps: Tensor, into: Tensor | None) -> Tensor:
     """A pointwise convolution of channels-last maps as one matrix product, which has nothing to compile for every shape."""
     count, given, height, width = maps.shape
-    cells, matrix = maps.permute(0, 2, 3, 1).reshape(-1, given), weight.view(-1, given).t()
+    cells, matrix = maps.permute(0, 2, 3, 1).reshape(-1, given), weight.reshape(-1, given).t()
     made = torch.mm(cells, matrix, out=into) if bias is None else torch.addmm(bias, cells, matrix, out=into)
     return made.view(count, height, width, -1).permute(0, 3, 1, 2)
 
