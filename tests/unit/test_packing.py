@@ -1,4 +1,4 @@
-"""Pointwise convolutions from packed weights answer as the plain ones do, and stay plain where they cannot."""
+"""Convolutions from packed weights answer as the plain ones do, and stay plain where they cannot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Doubled(nn.Conv2d):
 
 
 class Net(nn.Module):
-    """Pointwise convolutions of every kind, and others."""
+    """Convolutions of every kind, and others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,12 +35,15 @@ class Net(nn.Module):
         self.hooked = nn.Conv2d(8, 8, 1)
         self.hooked.register_forward_hook(lambda module, inputs, output: output + 1)
         self.idle = nn.Conv2d(8, 8, 1)
+        self.dilated = nn.Conv2d(8, 8, (3, 1), padding=(2, 0), dilation=(2, 1), groups=8)
+        self.mirrored = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+        self.same = nn.Conv2d(8, 8, 3, padding="same")
         self.twice = nn.Conv2d(8, 8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bare(torch.relu(self.wide(torch.relu(self.first(x)))))
         x = self.padded(self.grouped(self.strided(x)))
-        x = self.hooked(self.own(x))
+        x = self.same(self.mirrored(self.dilated(self.hooked(self.own(x)))))
         return self.twice(torch.relu(self.twice(x)))
 
 
@@ -66,10 +69,11 @@ def test_outputs_are_the_networks(net, x):
         torch.testing.assert_close(twin(x), net(x), rtol=1e-5, atol=1e-6)
 
 
-def test_plain_pointwise_convolutions_that_run_are_packed(net):
-    if Packed.of(net.wide.weight, net.wide.bias, torch.zeros(1, 8, 4, 4)) is None:
+def test_plain_convolutions_that_run_are_packed(net):
+    if Packed.of(net.wide, torch.zeros(1, 8, 4, 4)) is None:
         pytest.skip("this PyTorch has no packed convolution")
-    assert chosen(packed(net, inputs())) == {"wide", "bare", "twice"}
+    wanted = {"first", "wide", "bare", "strided", "grouped", "padded", "dilated", "twice"}
+    assert chosen(packed(net, inputs())) == wanted
 
 
 def test_the_network_stays_as_it_was_and_shares_its_weights(net):
@@ -145,10 +149,13 @@ def test_without_onednn_the_network_is_returned(net, monkeypatch):
 
 
 class Rectified(nn.Module):
-    """Pointwise convolutions with rectifiers after them: read by nothing else, added to on the way, read twice, called twice."""
+    """Convolutions with rectifiers after them: read by nothing else, added to on the way, read twice, called twice."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.zero = nn.Sequential(
+            nn.Conv2d(3, 6, 3, 2, 2, dilation=2), nn.ReLU(), nn.Conv2d(6, 3, 3, 1, 2, 1, 3), nn.ReLU6()
+        )
         self.one = nn.Sequential(nn.Conv2d(3, 12, 1), nn.ReLU6())
         self.two = nn.Sequential(nn.Conv2d(12, 12, 1), nn.Identity(), nn.Hardtanh(-0.2, 0.3, inplace=True))
         self.three, self.silu = nn.Conv2d(12, 12, 1), nn.SiLU()
@@ -157,7 +164,7 @@ class Rectified(nn.Module):
         self.last, self.gelu = nn.Conv2d(12, 12, 1), nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.silu(self.three(self.two(self.one(x))))
+        x = self.silu(self.three(self.two(self.one(self.zero(x)))))
         y = self.added(x)
         y += x  # in place: the rectifier reads the same memory, and other values
         y = self.after(y)
@@ -200,7 +207,7 @@ def test_rectifiers_that_alone_read_a_convolution_are_joined_to_it(rectified):
     x = inputs()
     skip_without(rectified, x)
     twin = packed(rectified, x, [])
-    assert joins(twin) == {"one.0", "two.0", "three"}
+    assert joins(twin) == {"zero.0", "zero.2", "one.0", "two.0", "three"}
     for given in (x, inputs(5, 7), 3 * inputs(2, 4)):
         with torch.inference_mode():
             torch.testing.assert_close(twin(given), rectified(given), rtol=1e-5, atol=1e-6)
@@ -220,7 +227,7 @@ def test_layers_that_will_be_read_give_what_they_did(rectified, path, left):
     x = inputs()
     skip_without(rectified, x)
     twin = packed(rectified, x, [path])
-    assert joins(twin) == left
+    assert joins(twin) == {"zero.0", "zero.2"} | left
     read = {}
     for name, net in (("twin", twin), ("plain", rectified)):
         module = net.get_submodule(path.partition("#")[0])

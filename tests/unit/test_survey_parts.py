@@ -11,8 +11,8 @@ from torch import nn
 import zoo
 from penlight.errors import BadInput
 from penlight.inputs import InputContract, open_data
-from penlight.models import Layer, Model, Probe
-from penlight.models.reductions import highest, lowest
+from penlight.models import Layer, Model, Probe, reductions
+from penlight.models.reductions import Strips, first, highest, lowest
 from penlight.techniques.activations.predictions import Predictions
 from penlight.techniques.contract import Request
 from penlight.techniques.survey import histogram
@@ -159,6 +159,33 @@ def test_extremes_over_positions_are_exact_however_they_are_grouped(places, unit
     flat[1, places // 2, units - 1] = torch.nan
     torch.testing.assert_close(highest(flat), flat.amax(1), rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(lowest(flat), flat.amin(1), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("places", [1, 2, 49, 729, 1031, 2916, 4099, 11881])
+@pytest.mark.parametrize("units", [1, 24, 48, 96])
+@pytest.mark.parametrize("kinds", [3, 10**6])
+def test_places_of_maxima_are_found_by_strips(places, units, kinds):
+    """Few kinds of values: many positions share the maximum, and the first counts."""
+    rng = np.random.default_rng(places)
+    flat = torch.from_numpy(rng.integers(0, kinds, (3, places, units)).astype(np.float32))
+    strips = Strips(places, units)
+    stage = strips.of(flat)
+    assert torch.equal(stage.amax(1), flat.amax(1))
+    rows, columns = rng.integers(0, 3, 40), rng.integers(0, units, 40)
+    peaks = flat.amax(1).numpy()[rows, columns]
+    wanted = flat.numpy().argmax(1)[rows, columns]
+    np.testing.assert_array_equal(strips.find(flat.numpy(), stage.numpy(), peaks, rows, columns), wanted)
+    np.testing.assert_array_equal(first(flat.numpy(), peaks, rows, columns), wanted)
+
+
+def test_places_are_found_in_parts_where_there_are_many(monkeypatch):
+    flat = torch.randn((4, 1100, 7), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(reductions, "_AT_ONCE", 3000)
+    strips, (rows, columns) = Strips(1100, 7), np.indices((4, 7)).reshape(2, -1)
+    peaks, wanted = flat.amax(1).numpy().reshape(-1), flat.numpy().argmax(1).reshape(-1)
+    found = strips.find(flat.numpy(), strips.of(flat).numpy(), peaks, rows, columns)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(first(flat.numpy(), peaks, rows, columns), wanted)
 
 
 def test_a_batch_size_fits_the_largest_map_and_nothing_else():

@@ -107,14 +107,18 @@ class InputContract:
 
     def normalize_last(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """`normalize` of pictures (N, C, H, W) uint8, with the channels last in memory."""
-        count, channels, *size = batch.shape
-        found = np.empty((count, *size, channels), np.float32)
-        seen, table = np.empty(size, np.float32), self._table()
-        for one, out in zip(batch, found, strict=True):
+        count, channels, height, width = batch.shape
+        found = np.empty((count, height, width * channels), np.float32)
+        mean, std = (np.tile(one.reshape(-1), width) for one in self.statistics())
+        last = np.empty((height, width, channels), np.uint8)
+        for one, out in zip(batch, found, strict=True):  # one picture stays in the cache
             for channel, plane in enumerate(one):
-                np.take(table[channel], plane, out=seen, mode="clip")
-                out[..., channel] = seen
-        return found.transpose(0, 3, 1, 2)
+                last[..., channel] = plane
+            out[:] = last.reshape(out.shape)
+            out /= np.float32(255.0)
+            out -= mean
+            out /= std
+        return found.reshape(count, height, width, channels).transpose(0, 3, 1, 2)
 
     def _table(self) -> NDArray[np.float32]:
         """(C, 256): every value of a pixel as the network sees it."""

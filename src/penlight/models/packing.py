@@ -1,4 +1,4 @@
-"""Pointwise convolutions from packed weights: what PyTorch does with few inputs at once takes up to a third longer.
+"""Convolutions from packed weights: what PyTorch does with few inputs at once takes longer, of pointwise ones up to a third.
 
 Where nobody looks in between, the rectifier after one is done by the same operator.
 """
@@ -102,11 +102,11 @@ class _Look:
         given, made = first_tensor(inputs), first_tensor(output)
         if self._last is not None and self._last.is_in(made):
             self._last.by.add(module)
-        if given is None or made is None or not pointwise(module) or "forward" in vars(module):
+        if given is None or made is None or not plain(module) or "forward" in vars(module):
             return
         assert isinstance(module, nn.Conv2d)
         if module not in self.found:
-            one = Packed.of(module.weight, module.bias, given)
+            one = Packed.of(module, given)
             if one is None or not _alike(one(given), made):
                 return
             self.found[module] = one
@@ -131,6 +131,11 @@ class Rectifier:
     numbers: tuple[float, ...]
     plain: Callable[[Tensor], Tensor]
 
+    @property
+    def named(self) -> tuple[str, list[float], str]:
+        """As the operator is told."""
+        return self.name, list(self.numbers), ""
+
 
 _NOTHING = Rectifier("none", (), _same)
 
@@ -150,31 +155,44 @@ def _rectifier(module: nn.Module) -> Rectifier | None:
     return None
 
 
+def plain(module: nn.Module) -> bool:
+    """Whether the module is a convolution of pictures as PyTorch has it, padded with so many zeros."""
+    if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
+        return False
+    return module.padding == "valid" or not isinstance(module.padding, str) or {*module.kernel_size} == {1}
+
+
 def pointwise(module: nn.Module) -> bool:
     """Whether the module is a plain convolution that looks at one position."""
-    if type(module) is not nn.Conv2d or module.groups != 1:
+    if not plain(module):
         return False
-    return {*module.kernel_size, *module.stride} == {1} and module.padding in ((0, 0), "valid", "same")
+    assert isinstance(module, nn.Conv2d)
+    return module.groups == 1 and {*module.kernel_size, *module.stride} == {1} and {*_padding(module)} == {0}
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
+    return (0, 0) if isinstance(conv.padding, str) else conv.padding
 
 
 class Packed:
-    """A pointwise convolution, (N, C, H, W) → (N, units, H, W), without gradients, on request with a rectifier after it."""
+    """A convolution, (N, C, H, W) → (N, units, H, W), without gradients, on request with a rectifier after it."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> None:
-        self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
+    def __init__(self, conv: nn.Conv2d, shape: tuple[int, ...]) -> None:
+        self._weight, self._bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+        self._how = _padding(conv), conv.stride, conv.dilation, conv.groups
         dense = self._weight.contiguous().to_mkldnn()
         pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its annotations lack arguments
-        self._packed = pack(dense, (0, 0), (1, 1), (1, 1), 1, list(shape))
+        self._packed = pack(dense, *self._how, list(shape))
         self._operator = torch.ops.mkldnn._convolution_pointwise.default
-        self._then = _NOTHING
+        self._then, self._after = _NOTHING, _NOTHING.named
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None, given: Tensor) -> Packed | None:
+    def of(cls, conv: nn.Conv2d, given: Tensor) -> Packed | None:
         """Packed for inputs like `given` (N, C, H, W); None where that is not possible."""
-        if weight.dtype is not torch.float32 or weight.device.type != "cpu" or given.ndim != 4:
+        if conv.weight.dtype is not torch.float32 or conv.weight.device.type != "cpu" or given.ndim != 4:
             return None
         try:
-            one = cls(weight, bias, tuple(given.shape))
+            one = cls(conv, tuple(given.shape))
             one(given)
         except _MISSING:
             return None
@@ -183,7 +201,7 @@ class Packed:
     def joined(self, then: Rectifier, given: Tensor) -> Packed | None:
         """The same with a rectifier after it; None where this PyTorch's operator does not know it."""
         both = copy.copy(self)
-        both._then = then
+        both._then, both._after = then, then.named
         try:
             both(given)
         except _MISSING:
@@ -191,10 +209,12 @@ class Packed:
         return both
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.requires_grad or x.ndim != 4 or x.dtype is not torch.float32 or x.device.type != "cpu":
-            return self._then.plain(F.conv2d(x, self._weight, self._bias))
-        how = (self._then.name, list(self._then.numbers), "")
-        made: Tensor = self._operator(x, self._packed, self._bias, (0, 0), (1, 1), (1, 1), 1, *how)
+        with torch._C.DisableTorchFunction():  # a mode that watches the network would be asked about each of these
+            fits = not x.requires_grad and x.ndim == 4 and x.dtype is torch.float32 and x.device.type == "cpu"
+        if not fits:
+            padding, stride, dilation, groups = self._how
+            return self._then.plain(F.conv2d(x, self._weight, self._bias, stride, padding, dilation, groups))
+        made: Tensor = self._operator(x, self._packed, self._bias, *self._how, *self._after)
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:

@@ -90,7 +90,6 @@ class Moments:
         self._flush()
         return self._high, self._low
 
-    @torch.inference_mode()
     def add(self, rows: Tensor, picked: Tensor | None = None) -> None:
         """Count rows (n, U), or those with the numbers `picked`; they are copied."""
         more = (rows if picked is None else picked).shape[0]

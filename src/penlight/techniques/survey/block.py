@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +18,10 @@ from torch import Tensor
 from penlight.errors import CannotRun
 from penlight.models import Layer
 from penlight.models.probe import Reader
-from penlight.models.reductions import highest
+from penlight.models.reductions import Strips, first, highest
 from penlight.techniques.survey.sums import InputSums
 
 _SMALL = 1024  # positions, up to which a map is looked through whole
-_MANY = 4  # units of one input, from which on strips of its map are searched first
-_AT_ONCE = 64  # columns gathered whole in one go
 
 
 @dataclass
@@ -133,66 +129,34 @@ def _here(
     """
     order = [a for a in range(len(layer.shape) + 1) if a != layer.axis] + [layer.axis]
     units, places = layer.units, math.prod(layer.positions)
-    shared = len(layer.positions) > 1 and places > _SMALL
-    strips = (places // layer.positions[-1], layer.positions[-1], units) if shared else None
+    strips, found = Strips(places, units) if places > _SMALL else None, np.empty((batch, units), np.bool_)
+    last = torch.empty((batch, *(layer.shape[a - 1] for a in order[1:])), device="meta")
+    shape, strides = (batch, places, units), (places * units, units, 1)
+    lying = last.permute(
+        [order.index(a) for a in range(len(order))]
+    ).stride()  # of a map whose units come last in memory
 
     def read(output: Tensor, target: _Target) -> None:
-        split = output.permute(order)  # units last, which is how channels-last maps lie in memory
-        flat = split.flatten(1, -2)
-        target.peak.copy_(highest(flat))
+        last = output.stride() == lying
+        flat = output.as_strided(shape, strides) if last else output.permute(order).flatten(1, -2)
+        stage = strips.of(flat) if strips is not None and flat.is_contiguous() else None
+        if stage is None:
+            highest(flat, target.peak)
+        else:
+            torch.amax(stage, 1, out=target.peak)
         if sums is None:
             torch.sum(flat, 1, out=target.total)
         else:
             sums.into(flat, target.total)
-        found = target.peaks > floor
+        np.greater(target.peaks, floor, out=found)
         if ceiling is not None:
-            found |= target.peaks < ceiling
-        if found.any():
-            rows, columns = found.nonzero()
-            target.places[rows, columns] = _places(flat, strips, target.peaks[rows, columns], rows, columns)
+            np.logical_or(found, target.peaks < ceiling, out=found)
+        if np.count_nonzero(found):
+            rows, columns = np.divmod(np.flatnonzero(found), units)
+            peaks, values = target.peaks[rows, columns], flat.numpy()
+            if strips is None or stage is None:
+                target.places[rows, columns] = first(values, peaks, rows, columns)
+            else:
+                target.places[rows, columns] = strips.find(values, stage.numpy(), peaks, rows, columns)
 
     return read
-
-
-def _places(flat: Tensor, strips: tuple[int, int, int] | None, peaks: Any, rows: Any, columns: Any) -> NDArray[np.intp]:
-    """First flat positions of the peaks of some (row, unit) pairs, in order of rows, in a map (N, P, C).
-
-    `strips` is (P / B, B, C) where B strips of a large map are to share the search: where many units of an input ask, the maxima over
-    each strip are found first, so that P / B + B numbers are looked at for each instead of P.
-    """
-    values = flat.numpy()
-    if strips is None:
-        return _first(values, peaks, rows, columns)
-    places = np.empty(len(rows), np.intp)
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    for start, stop in pairwise([*starts.tolist(), len(rows)]):
-        part, row = slice(start, stop), int(rows[start])
-        if stop - start < _MANY:
-            places[part] = _first(values, peaks[part], rows[part], columns[part])
-        else:
-            places[part] = _in_strips(flat[row], strips, peaks[part], columns[part])
-    return places
-
-
-def _in_strips(flat: Tensor, strips: tuple[int, int, int], peaks: Any, columns: Any) -> NDArray[np.intp]:
-    """First flat positions of the peaks of some units in one map (P, C); where two strips hold a peak, the whole map decides."""
-    height, width, units = strips
-    stage = flat.reshape(height, width * units).amax(0).view(width, units).numpy()
-    hits = stage[:, columns] == peaks
-    strip = hits.argmax(0)
-    values = flat.numpy()
-    within = values.reshape(strips)[:, strip, columns] == peaks
-    places: NDArray[np.intp] = within.argmax(0) * width + strip
-    tied = hits.sum(0) > 1
-    if tied.any():
-        places[tied] = (values[:, columns[tied]] == peaks[tied]).argmax(0)
-    return places
-
-
-def _first(flat: Any, peaks: Any, rows: Any, columns: Any) -> NDArray[np.intp]:
-    places = np.empty(len(rows), np.intp)
-    step = max(1, _AT_ONCE * 4096 // math.prod(flat.shape[1:2]))
-    for a in range(0, len(rows), step):
-        part = slice(a, a + step)
-        places[part] = (flat[rows[part], :, columns[part]] == peaks[part, None]).argmax(1)
-    return places

@@ -43,17 +43,21 @@ class InputSums:
             torch.sum(flat, 1, out=total)
             return
         self._told = False
-        worked_out = self._worked_out(self._given, self._weight)
         if self._trusted is None:
             torch.sum(flat, 1, out=total)
             if bool(torch.isfinite(total).all()):
-                size = self._worked_out(self._given.abs(), self._weight.abs()).abs()
-                self._trusted = bool(((worked_out - total).abs() <= _ROUNDING * size).all())
+                worked_out, size = torch.empty_like(total), torch.empty_like(total)
+                self._work_out(self._given, self._weight, worked_out)
+                self._work_out(self._given.abs(), self._weight.abs(), size)
+                self._trusted = bool(((worked_out - total).abs() <= _ROUNDING * size.abs()).all())
         if self._trusted:  # the first batch too, so that a shard that begins with another one says the same
-            total.copy_(worked_out)
+            self._work_out(self._given, self._weight, total)
 
-    def _worked_out(self, given: Tensor, weight: Tensor) -> Tensor:
-        return given @ weight if self._bias is None else torch.addmm(self._bias, given, weight)
+    def _work_out(self, given: Tensor, weight: Tensor, out: Tensor) -> None:
+        if self._bias is None:
+            torch.mm(given, weight, out=out)
+        else:
+            torch.addmm(self._bias, given, weight, out=out)
 
 
 def input_sums(network: nn.Module, layers: Mapping[str, Layer], batch: int) -> dict[str, InputSums]:
