@@ -57,28 +57,40 @@ def prepare(network: nn.Module, example: Tensor, keep: Collection[str] = ()) -> 
     A BatchNorm that follows a convolution is folded into it, unless the convolution is in `keep`, the layers whose own outputs will
     be read. Folding is checked on `example` (N, *shape) and left out if the output moved.
     """
-    twin = _channels_last(network, example)
+    twin = _twin(network, example)
     if not any(_is_norm(module) for module in twin.modules()):
-        return twin
+        return _tried(twin, example)
+    given = example.contiguous(memory_format=torch.channels_last) if example.ndim == 4 else example
     with torch.no_grad():
-        pairs, before = _foldable(twin, example, keep)
+        try:
+            pairs, before = _foldable(twin, given, keep)
+        except RuntimeError:
+            if example.ndim != 4:
+                raise
+            pairs, before = _foldable(_reshaping(twin), given, keep)
         if not pairs:
             return twin
-        after = first_tensor(run(_fold(twin, pairs), example))
+        after = first_tensor(run(_fold(twin, pairs), given))
     if before is None or after is None or not _close(before, after):
-        return _channels_last(network, example)
+        return _tried(_twin(network, example), example)
     return twin
 
 
-def _channels_last(network: nn.Module, example: Tensor) -> nn.Module:
-    """A frozen copy, channels-last for pictures; one that takes views of its maps learns to reshape."""
+def _twin(network: nn.Module, example: Tensor) -> nn.Module:
+    """A frozen copy, channels-last for pictures."""
     dense = [
         parameter for parameter in network.parameters() if parameter.ndim == 2
     ]  # no other order of memory helps them
     twin = frozen_copy(network, dense)
+    if example.ndim == 4:
+        twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return twin
+
+
+def _tried(twin: nn.Module, example: Tensor) -> nn.Module:
+    """The same; one that takes views of its maps, which have another order in memory now, learns to reshape."""
     if example.ndim != 4:
         return twin
-    twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         with torch.no_grad():
             twin(example[:1].contiguous(memory_format=torch.channels_last))

@@ -118,8 +118,9 @@ class Passes:
         """Positions a batch, of at most so many, where so many are left."""
         if not self._ready:
             return min(most, chunk_size(self.scene.model))
-        room = min(_CAP, _SHARE * free_bytes(self.clean.device))
-        size = min(most, int(max(2, min(_MOST, room / max(self._each, 1.0)))))
+        size, free = min(most, _MOST), _SHARE * free_bytes(self.clean.device)
+        if min(size, left) * self._each > min(2 * _CAP, free):  # a batch somewhat larger is faster than two
+            size = min(size, int(max(2, min(_CAP, free) / self._each)))
         return -(-left // -(-left // size))  # batches of one size
 
     def _try(self, covers: list[Cover]) -> None:

@@ -47,7 +47,10 @@ class Block:
 
     def part(self, at: Positions, into: Tensor | None = None) -> Tensor:
         """The values of some of the samples; on request in the memory of `into` (cells, C)."""
-        return self._values[at if isinstance(at, slice) else torch.from_numpy(at)]
+        if isinstance(at, slice):
+            return self._values[at]
+        last = self._values.permute(0, 2, 3, 1)  # whole rows are copied several times as fast as by indexing
+        return last.index_select(0, torch.from_numpy(at)).permute(0, 3, 1, 2)
 
     def reader(self) -> Make:
         """`part`, to be called later; raises `Changed` if an operator writes into the values before."""
@@ -141,15 +144,19 @@ class Reader:
     def run(self, who: Places) -> tuple[int, int] | None:
         """(block, position of the first) if the samples are a stretch of one block."""
         block, position = self.block[who], self.position[who]
-        one = block[0] == block[-1] and (block == block[0]).all() and (np.diff(position) == 1).all()
+        if block[0] != block[-1] or position[-1] - position[0] != len(who) - 1:
+            return None
+        one = (block == block[0]).all() and (position == np.arange(position[0], position[0] + len(who))).all()
         return (int(block[0]), int(position[0])) if one else None
 
     def parts(self, who: Places) -> Iterable[tuple[int, Positions]]:
         """The blocks that hold samples that are in order, and where."""
         block, position = self.block[who], self.position[who]
-        ends = [*(np.flatnonzero(np.diff(block)) + 1), len(who)]
+        ends = [len(who)] if block[0] == block[-1] else [*(np.flatnonzero(np.diff(block)) + 1).tolist(), len(who)]
         for start, end in zip([0, *ends], ends, strict=False):
-            yield int(block[start]), position[start:end]
+            first, last = int(position[start]), int(position[end - 1])
+            together = last - first == end - start - 1
+            yield int(block[start]), slice(first, last + 1) if together else position[start:end]
 
 
 def channels_last(values: Tensor) -> Tensor:

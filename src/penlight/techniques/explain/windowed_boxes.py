@@ -85,7 +85,7 @@ def alike(y: Axis, x: Axis, most: int) -> list[Places]:
 def sources_of(
     first: tuple[Places, Places], size: tuple[int, int], own: tuple[Places, Places], own_size: tuple[Places, Places],
     at: Places, width: int,
-) -> Places:  # fmt: skip
+) -> NDArray[np.int32]:  # fmt: skip
     """(n, *size): for windows that begin at `first` (rows, columns), which row of a table holds every cell.
 
     The table begins with the ground, `width` cells a row; from row `at` on it has a sample's own box of `own_size`, which begins at
@@ -93,6 +93,11 @@ def sources_of(
     """
     rows, columns = (a[:, None] + np.arange(n) for a, n in zip(first, size, strict=True))
     down, across = rows - own[0][:, None], columns - own[1][:, None]
-    inner = (down * own_size[1][:, None] + at[:, None])[:, :, None] + across[:, None, :]
+    inner, ground = down * own_size[1][:, None] + at[:, None], rows * width
     here = (down >= 0) & (down < own_size[0][:, None]), (across >= 0) & (across < own_size[1][:, None])
-    return np.where(here[0][:, :, None] & here[1][:, None, :], inner, (rows * width)[:, :, None] + columns[:, None, :])
+    found, others = (
+        cells.astype(np.int32)[:, :, None] + beyond.astype(np.int32)[:, None, :]
+        for cells, beyond in ((ground, columns), (inner, across))
+    )
+    np.copyto(found, others, where=here[0][:, :, None] & here[1][:, None, :])
+    return found
