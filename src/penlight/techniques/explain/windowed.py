@@ -157,6 +157,8 @@ class Session:
     _first: bool = True
     _readers: dict[int, int] = field(default_factory=dict)  # of what an operator made, by its number
     _records: list[_Record] = field(default_factory=list)
+    _makers: dict[int, list[_Record]] = field(default_factory=dict)  # those that made a tensor, by its number
+    _given: dict[int, list[_Record]] = field(default_factory=dict)  # those that were given it
     _next: int = 0
     _kept: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
     _read: dict[int, Tensor] = field(
@@ -209,27 +211,40 @@ class Session:
             record = self._records[at]
             if record.func is func and _same(record.given, inputs):
                 return record.made
+            self._drop(self._records[at:])
             del self._records[at:]
         if any(one.is_meta for one in _tensors(inputs)):
             raise GiveUp("it takes another way through its layers in a later pass")
         made = make()
-        self._records.append(_Record(func, inputs, made))
+        record = _Record(func, inputs, made)
+        self._records.append(record)
+        for one in {id(one) for one in _tensors(inputs)}:
+            self._given.setdefault(one, []).append(record)
+        for made_now in _tensors(made):
+            self._makers.setdefault(id(made_now), []).append(record)
         return made
+
+    def _drop(self, records: Sequence[_Record]) -> None:
+        gone = {id(record) for record in records}
+        for index in (self._given, self._makers):
+            for number, found in list(index.items()):
+                index[number] = [record for record in found if id(record) not in gone]
+                if not index[number]:
+                    del index[number]
 
     def forget(self, old: Tensor) -> None:
         """Let go of a clean map that an in-place operator overwrote, unless something else has read it; its shape stays."""
         if old.is_meta or id(old) in self._read:
             return
         self._read[id(old)] = old
-        if not any(record.made is old for record in self._records):
+        readers = self._given.get(id(old), [])
+        makers = [record for record in self._makers.get(id(old), []) if record.made is old]
+        if not makers or len(readers) != 1 or any(map is old for map, _ in self._kept.values()):
             return
-        readers = [record for record in self._records if any(one is old for one in _tensors(record.given))]
-        if len(readers) != 1 or any(map is old for map, _ in self._kept.values()):
-            return
-        del self._read[id(old)]
+        del self._read[id(old)], self._makers[id(old)], self._given[id(old)]  # another tensor may get its number
         token = torch.empty_like(old, device="meta")
-        for record in self._records:
-            record.made = token if record.made is old else record.made
+        for record in makers:
+            record.made = token
         readers[0].given = tuple(token if one is old else one for one in readers[0].given)
 
     def kept(self, map: Tensor, key: Any, make: Callable[[], Any]) -> Any:
