@@ -177,7 +177,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if given.alone:
         return alone(*given.alone.split(","))
-    rounds = 1 if given.quick else 3
+    rounds = 1 if given.quick else 5
     rows = [
         measure(name, window, stride, GOALS[name][number], rounds, given.whole)
         for name in given.networks.split(",")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -211,12 +212,17 @@ def _leave(network: nn.Module, freeze: bool) -> None:
             del _kept[id(network)]
 
 
+_CONTAINERS = (OrderedDict, dict, list, set)
+
+
 def frozen_copy(network: nn.Module, shared: Iterable[nn.Parameter] = ()) -> nn.Module:
     """A copy in eval mode whose parameters take no gradients; `CannotRun` if the network cannot be copied.
 
     It is independent but for the values of `shared` parameters, which nobody may write to.
     """
-    known = {id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in shared}
+    known: dict[int, Any] = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in shared}
+    for module in network.modules():  # a module holds a dozen empty containers, whose copies took longer than all else
+        known |= {id(held): type(held)() for held in vars(module).values() if type(held) in _CONTAINERS and not held}
     try:
         twin = copy.deepcopy(unwrap(network), known)
     except Exception as error:  # a module may hold anything: report what it holds

@@ -77,10 +77,10 @@ class Later(Block):
     def __init__(self, who: Places, size: tuple[int, int], make: Make, each: int) -> None:
         self.who, self.size, self.make, self.each = who, size, make, each
 
-    @classmethod
-    def of(cls, who: Places, size: tuple[int, int], make: Make, channels: int) -> Later:
-        """With as many samples of `channels` at a time as a cache holds."""
-        return cls(who, size, make, max(1, _TURN // (size[0] * size[1] * channels)))
+    @staticmethod
+    def turn(size: tuple[int, int], channels: int) -> int:
+        """How many boxes of `channels` a cache holds."""
+        return max(1, _TURN // (size[0] * size[1] * channels))
 
     @property
     def values(self) -> Tensor:

@@ -132,8 +132,8 @@ def pointwise(session: Session, func: Any, args: Sequence[Any], kwargs: Mapping[
     if clean.dtype != given.dtype and _writes(func):
         return NotImplemented
     kwargs = {name: value for name, value in kwargs.items() if name != "memory_format"}
-    session.wide = session.is_wide(given)
-    blocks = each_block(given, lambda values: func(values, *args[1:], **kwargs), session.alone)
+    session.wide, others = session.is_wide(given), args[1:]  # what waits must not hold the map that it becomes part of
+    blocks = each_block(given, lambda values: func(values, *others, **kwargs), session.alone)
     found = _put(session, func, given, clean, blocks)
     returns = len(func._schema.returns)
     return found if returns == 1 else (found, *(Unread(found) for _ in range(returns - 1)))

@@ -91,7 +91,8 @@ class Slide:
         cellwise, read = self.cellwise, block.reader()
         if not self.later:
             return Block(block.who, _in_turn(block, cellwise))
-        return Later.of(block.who, block.size, lambda at, into: cellwise(read(at, None), into), self.channels)
+        each = Later.turn(block.size, self.channels)
+        return Later(block.who, block.size, lambda at, into: cellwise(read(at, None), into), each)
 
     def _group(
         self, session: Session, reader: Reader, who: Places, y: Axis, x: Axis, lengths: tuple[int, int]
@@ -101,18 +102,18 @@ class Slide:
         if not self.later:
             return Block(who, self._made(session, reader, who, y, x, lengths)(0, len(who)))
         size = (int(y.size[who[0]]), int(x.size[who[0]]))
-        in_turns = cache(lambda: self._made(session, reader, who, y, x, lengths, later.each))
+        each = Later.turn(size, reader.clean.shape[1])
+        in_turns = cache(lambda: self._made(session, reader, who, y, x, lengths, each))
 
         def make(at: Positions, into: Tensor | None) -> Tensor:
-            if isinstance(at, slice) and at.start % later.each == 0 and at.stop <= at.start + later.each:
+            if isinstance(at, slice) and at.start % each == 0 and at.stop <= at.start + each:
                 return in_turns()(at.start, at.stop)
             some = who[at]
             order = reader.order(some)
             found = self._made(session, reader, some[order], y, x, lengths)(0, len(some))
             return found[torch.from_numpy(np.argsort(order))]
 
-        later = Later.of(who, size, make, reader.clean.shape[1])
-        return later
+        return Later(who, size, make, each)  # which `make` must not know of: only the collector would free the two
 
     def _made(
         self, session: Session, reader: Reader, who: Places, y: Axis, x: Axis, lengths: tuple[int, int], each: int = 0
