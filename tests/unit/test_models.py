@@ -12,7 +12,7 @@ import zoo
 from penlight.errors import BadInput, BadOption, BadReference, BadUnit, CannotRun, UnknownName
 from penlight.inputs import InputContract
 from penlight.models import Model
-from penlight.models.probe import LOGITS, Probe
+from penlight.models.probe import LOGITS, Probe, frozen_copy
 
 
 def traces(network):
@@ -291,3 +291,29 @@ def test_a_network_without_modules_has_its_scores():
     np.testing.assert_allclose(
         penlight.explain(model, np.array([0.5, 3, -1], np.float32), "class:0", method="gradient").values, [1, 0, 0]
     )
+
+
+class Holding(nn.Module):
+    """A module with containers of its own, one of them held twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.empty, self.full = nn.Conv2d(3, 2, 3), [], [1]
+        self.again, self.names = self.empty, set()
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def test_a_copy_shares_no_container_with_the_network_and_keeps_what_was_held_twice():
+    network = Holding().eval()
+    twin = frozen_copy(network)
+    held = [
+        {id(one) for module in net.modules() for one in vars(module).values() if isinstance(one, dict | list | set)}
+        for net in (network, twin)
+    ]
+    assert not held[0] & held[1]
+    assert twin.empty is twin.again
+    assert (twin.empty, twin.full, twin.names) == ([], [1], set())
+    twin.register_forward_hook(lambda module, inputs, output: output * 0)
+    assert network(torch.ones(1, 3, 4, 4)).detach().any()

@@ -1,5 +1,7 @@
 """Incremental inference against full passes, operator by operator."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -472,6 +474,22 @@ def inverted_layers():
         wide = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=n == 0)
         layers |= {f"up{n}": nn.Conv2d(4, 12, 1, bias=n == 1), f"dw{n}": wide, f"down{n}": nn.Conv2d(12, 4, 1)}
     return layers | {"head": nn.Conv2d(4, 16, 1)}
+
+
+def test_memory_is_free_without_the_collector():
+    """What waits, and what it is made of, must not hold each other."""
+    scene = scene_of(net(inverted_layers, inverted), (3, 22, 27))
+    covers = [Cover(row, column, 5, 5) for row in range(0, 18, 2) for column in range(0, 22, 2)]
+    gc.collect()
+    gc.disable()
+    try:
+        passes = Passes(scene, torch.zeros_like(scene.x))
+        passes.values(covers, lambda n: None)
+        kept = [one for one in gc.get_objects() if issubclass(type(one), windowed_blocks.Block)]
+    finally:
+        gc.enable()
+    assert passes.reason == ""
+    assert not kept
 
 
 def read_twice(m, x):
