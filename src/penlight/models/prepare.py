@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from types import MethodType
 from typing import Any
 
@@ -60,14 +61,8 @@ def prepare(network: nn.Module, example: Tensor, keep: Collection[str] = ()) -> 
     twin = _twin(network, example)
     if not any(_is_norm(module) for module in twin.modules()):
         return _tried(twin, example)
-    given = example.contiguous(memory_format=torch.channels_last) if example.ndim == 4 else example
     with torch.no_grad():
-        try:
-            pairs, before = _foldable(twin, given, keep)
-        except RuntimeError:
-            if example.ndim != 4:
-                raise
-            pairs, before = _foldable(_reshaping(twin), given, keep)
+        pairs, before, given = _looked_at(twin, example, keep)
         if not pairs:
             return twin
         after = first_tensor(run(_fold(twin, pairs), given))
@@ -97,6 +92,22 @@ def _tried(twin: nn.Module, example: Tensor) -> nn.Module:
     except RuntimeError:  # "view size is not compatible"; any other failure comes again
         return _reshaping(twin)
     return twin
+
+
+def _looked_at(
+    twin: nn.Module, example: Tensor, keep: Collection[str]
+) -> tuple[list[tuple[str, str]], Tensor | None, Tensor]:
+    """What `_foldable` finds with one input, or with all where the network cannot do with one; and what was given."""
+    picture = example.ndim == 4
+    given = example.contiguous(memory_format=torch.channels_last) if picture else example
+    with suppress(Exception):
+        return *_foldable(twin, given[:1], keep), given[:1]
+    try:
+        return *_foldable(twin, given, keep), given
+    except RuntimeError:
+        if not picture:
+            raise
+        return *_foldable(_reshaping(twin), given, keep), given
 
 
 def _close(before: Tensor, after: Tensor) -> bool:

@@ -61,9 +61,9 @@ class Passes:
             not torch.is_inference_mode_enabled()
         )  # there nobody can tell whether a map was written into
         self._in_full, self._in_boxes = 0, 0
-        with torch.no_grad(), Ledger(1) as ledger:
+        self._full = 0.0  # multiply-adds of a full pass, once they are known
+        with torch.no_grad():
             self.value = float(scene.scores(self.network, self.clean.clone())[0])
-        self._full = ledger.multiplied
 
     @property
     def _ready(self) -> bool:
@@ -135,6 +135,7 @@ class Passes:
             return self._give_up(f"{type(error).__name__}: {first[0]}")
         self.reason, self._each = "", _ALIVE * self._session.bytes + 2.0 * ledger.bytes / len(covers) + 1.0
         self._plain = ledger.multiplied / len(covers)
+        self._full = self._plain + self._session.asked / len(covers)
         slow = self._whole(covers)
         scale = max(float(slow.abs().max()), abs(self.value))
         self.difference = float((quick - slow).abs().max())
