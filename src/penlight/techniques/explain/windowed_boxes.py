@@ -70,15 +70,23 @@ class Axis:
         return Axis(self.low + by, self.high + by, length, self.start + by, self.size)
 
 
-def alike(y: Axis, x: Axis, most: int) -> list[Places]:
-    """The samples whose stored boxes have the same size together, those of one group in order, with at most so many cells a group."""
+def alike(y: Axis, x: Axis, most: int, turn: int = 0) -> list[Places]:
+    """The samples whose stored boxes have the same size together, those of one group in order, with at most so many cells a group.
+
+    Groups are of about one length; with `turn`, cells that are computed at once, they consist of whole turns, but for the last.
+    """
     key = y.size * (x.length + 1) + x.size
     order = np.argsort(key, kind="stable")
     groups: list[Places] = []
     for same in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
-        each = max(1, most // int(y.size[same[0]] * x.size[same[0]]))
-        count = -(-len(same) // each)
-        groups += np.array_split(same, count)
+        cells = int(y.size[same[0]] * x.size[same[0]])
+        each = max(1, most // cells)
+        if turn:
+            step = max(1, turn // cells)
+            each = max(step, each // step * step)
+            groups += np.split(same, range(each, len(same), each))
+        else:
+            groups += np.array_split(same, -(-len(same) // each))
     return groups
 
 

@@ -32,6 +32,7 @@ __all__ = ["OPERATORS"]
 
 _CLASSES = 3  # sizes of boxes along an axis: more take less arithmetic, but every shape of a convolution is compiled
 _FINER = 4  # the same for what waits, whose matrix products take any shape
+_TURNS = 8  # turns in a block of what waits: its reader's output is small enough to be kept by the allocator
 _WHOLE = 0.9  # from this share of a map on, boxes cost more than they save
 
 
@@ -77,9 +78,9 @@ class Slide:
             y, x = y.in_classes(sizes), x.in_classes(sizes)
             large = y.size * x.size > _WHOLE * height * width
             y, x = y.whole(large), x.whole(large)
-            most = y.length * x.length * state.count if self.later else together(state.clean)
-            reader = Reader(state)
-            blocks = [self._group(session, reader, who, y, x, (height, width)) for who in alike(y, x, most)]
+            reader, turn = Reader(state), Later.turn((1, 1), state.clean.shape[1])
+            most = (_TURNS * turn, turn) if self.later else (together(state.clean),)
+            blocks = [self._group(session, reader, who, y, x, (height, width)) for who in alike(y, x, *most)]
         session.multiplied += self.cost * sum(block.cells for block in blocks)
         session.asked += self.cost * state.count * height * width
         return Windowed(session, State(clean, y, x, blocks))
