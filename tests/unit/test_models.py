@@ -317,3 +317,26 @@ def test_a_copy_shares_no_container_with_the_network_and_keeps_what_was_held_twi
     assert (twin.empty, twin.full, twin.names) == ([], [1], set())
     twin.register_forward_hook(lambda module, inputs, output: output * 0)
     assert network(torch.ones(1, 3, 4, 4)).detach().any()
+
+
+class Flattening(nn.Module):
+    """As first networks do, with a norm to fold; `whole` views that go wrong with several inputs only."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc, self.whole = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4 * 36, 5), whole
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        if self.whole:
+            x = x.view(len(x) * 4, 6, 6).view(len(x), 4, 6, 6)
+        return self.fc(x.view(-1, 4 * 36) if not self.whole else x.reshape(-1, 4 * 36))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_networks_that_take_views_of_their_maps_are_folded_too(whole):
+    network = zoo.seeded(lambda: Flattening(whole)).eval()
+    model = Model(network, InputContract("array", (3, 8, 8)))
+    fast, x = model.prepared(), torch.randn(4, 3, 8, 8)
+    assert not isinstance(fast.norm, nn.BatchNorm2d)
+    torch.testing.assert_close(fast(x.contiguous(memory_format=torch.channels_last)), network(x), rtol=1e-4, atol=1e-5)

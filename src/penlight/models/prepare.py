@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import suppress
 from types import MethodType
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
+from penlight.errors import CannotRun
 from penlight.models.layers import run, same_memory
 from penlight.models.probe import first_tensor, frozen_copy, listening
 
@@ -61,8 +61,14 @@ def prepare(network: nn.Module, example: Tensor, keep: Collection[str] = ()) -> 
     twin = _twin(network, example)
     if not any(_is_norm(module) for module in twin.modules()):
         return _tried(twin, example)
+    given = _last(example)
     with torch.no_grad():
-        pairs, before, given = _looked_at(twin, example, keep)
+        try:
+            pairs, before = _foldable(twin, given, keep)
+        except CannotRun:  # it takes views of its maps; any other failure comes again
+            if example.ndim != 4:
+                raise
+            pairs, before = _foldable(_reshaping(twin), given, keep)
         if not pairs:
             return twin
         after = first_tensor(run(_fold(twin, pairs), given))
@@ -88,26 +94,14 @@ def _tried(twin: nn.Module, example: Tensor) -> nn.Module:
         return twin
     try:
         with torch.no_grad():
-            twin(example[:1].contiguous(memory_format=torch.channels_last))
+            twin(_last(example).clone())
     except RuntimeError:  # "view size is not compatible"; any other failure comes again
         return _reshaping(twin)
     return twin
 
 
-def _looked_at(
-    twin: nn.Module, example: Tensor, keep: Collection[str]
-) -> tuple[list[tuple[str, str]], Tensor | None, Tensor]:
-    """What `_foldable` finds with one input, or with all where the network cannot do with one; and what was given."""
-    picture = example.ndim == 4
-    given = example.contiguous(memory_format=torch.channels_last) if picture else example
-    with suppress(Exception):
-        return *_foldable(twin, given[:1], keep), given[:1]
-    try:
-        return *_foldable(twin, given, keep), given
-    except RuntimeError:
-        if not picture:
-            raise
-        return *_foldable(_reshaping(twin), given, keep), given
+def _last(example: Tensor) -> Tensor:
+    return example.contiguous(memory_format=torch.channels_last) if example.ndim == 4 else example
 
 
 def _close(before: Tensor, after: Tensor) -> bool:
