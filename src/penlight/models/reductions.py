@@ -118,12 +118,9 @@ class Strips:
         within = starts[:, None] + self._within
         if self._even < self._places:
             np.minimum(within, self._places - 1, out=within)
-        found: NDArray[np.intp] = starts + self._step * (flat[rows[:, None], within, columns[:, None]] == peak).argmax(
-            1
-        )
-        if np.count_nonzero(hits) > len(
-            hits
-        ):  # strips run side by side, so of equal peaks the map itself knows the first
+        here = flat[rows[:, None], within, columns[:, None]] == peak
+        found: NDArray[np.intp] = starts + self._step * here.argmax(1)
+        if np.count_nonzero(hits) > len(hits):  # strips run side by side: of equal peaks the map itself knows the first
             tied = np.count_nonzero(hits, 1) > 1
             found[tied] = first(flat, peaks[tied], rows[tied], columns[tied])
         return found

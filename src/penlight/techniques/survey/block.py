@@ -130,11 +130,9 @@ def _here(
     order = [a for a in range(len(layer.shape) + 1) if a != layer.axis] + [layer.axis]
     units, places = layer.units, math.prod(layer.positions)
     strips, found = Strips(places, units) if places > _SMALL else None, np.empty((batch, units), np.bool_)
-    last = torch.empty((batch, *(layer.shape[a - 1] for a in order[1:])), device="meta")
     shape, strides = (batch, places, units), (places * units, units, 1)
-    lying = last.permute(
-        [order.index(a) for a in range(len(order))]
-    ).stride()  # of a map whose units come last in memory
+    dense = torch.empty((batch, *(layer.shape[a - 1] for a in order[1:])), device="meta")
+    lying = dense.permute(np.argsort(order).tolist()).stride()  # of a map whose units come last in memory
 
     def read(output: Tensor, target: _Target) -> None:
         last = output.stride() == lying
