@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import importlib.util
+import warnings
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 import zoo
 from penlight.models import packing
 from penlight.models.packing import Packed, packed, pointwise
+from penlight.models.sources.vision import import_torchvision
 
 
 class Doubled(nn.Conv2d):
@@ -72,7 +76,7 @@ def test_outputs_are_the_networks(net, x):
 def test_plain_convolutions_that_run_are_packed(net):
     if Packed.of(net.wide, torch.zeros(1, 8, 4, 4)) is None:
         pytest.skip("this PyTorch has no packed convolution")
-    wanted = {"first", "wide", "bare", "strided", "grouped", "padded", "dilated", "twice"}
+    wanted = {"first", "wide", "bare", "strided", "grouped", "padded", "dilated", "same", "twice"}
     assert chosen(packed(net, inputs())) == wanted
 
 
@@ -138,6 +142,73 @@ def test_pointwise_says_which():
         Doubled(2, 3, 1),
     ):
         assert not pointwise(other)
+
+
+def same(*given, **options):
+    """TensorFlow's "SAME", as timm has it."""
+    if importlib.util.find_spec("timm") is None or importlib.util.find_spec("torchvision") is None:
+        pytest.skip("timm is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import_torchvision()  # which timm imports, and which may not fit the installed torch
+    made = importlib.import_module("timm.layers").Conv2dSame(*given, **options)
+    assert type(made).__name__ == "Conv2dSame"
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("size", [(12, 12), (13, 10), (5, 4)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: same(6, 8, 3, stride=2),
+        lambda: same(6, 6, 5, stride=2, groups=6, bias=False),
+        lambda: same(6, 8, (2, 3), stride=(1, 2)),
+        lambda: same(6, 8, 3, stride=2, dilation=2),
+        lambda: nn.Conv2d(6, 8, 4, padding="same"),
+        lambda: nn.Conv2d(6, 8, (2, 5), padding="same", dilation=(1, 3)),
+    ],
+)
+def test_convolutions_that_pad_by_the_size_of_their_input(make, size):
+    torch.manual_seed(0)
+    conv = make()
+    x = torch.randn(2, 6, *size)
+    one = Packed.of(conv, x)
+    if one is None:
+        pytest.skip("this PyTorch has no packed convolution")
+    with torch.inference_mode():
+        torch.testing.assert_close(one(x), conv(x), rtol=1e-5, atol=1e-6)
+        for other in (
+            x[:, :, :-1],
+            x[:, :, :, 1:],
+            torch.cat([x, x], 3),
+            x[0],
+        ):  # it is packed for one size, and knows it
+            torch.testing.assert_close(one(other), conv(other), rtol=1e-5, atol=1e-6)
+    (found,) = torch.autograd.grad(one(x.requires_grad_()).square().sum(), x)
+    (wanted,) = torch.autograd.grad(conv(x).square().sum(), x)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+def test_filters_whose_taps_are_apart_cannot_begin_with_a_zero():
+    conv = nn.Conv2d(6, 8, 4, padding="same", dilation=3)
+    assert Packed.of(conv, torch.randn(2, 6, 12, 12)) is None
+    network = nn.Sequential(conv, nn.ReLU()).eval()
+    with torch.inference_mode():
+        x = torch.randn(2, 6, 12, 12)
+        assert torch.equal(packed(network, x)(x), network(x))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+def test_rectifiers_are_joined_to_them():
+    network = nn.Sequential(nn.Conv2d(3, 4, 2, padding="same"), nn.ReLU6(), nn.Conv2d(4, 4, 1)).eval()
+    skip_without(network, inputs())
+    twin = packed(network, inputs(), [])
+    assert joins(twin) == {"0"}
+    with torch.inference_mode():
+        for x in (inputs(), inputs(2, 7)):
+            torch.testing.assert_close(twin(x), network(x), rtol=1e-5, atol=1e-6)
 
 
 def test_without_onednn_the_network_is_returned(net, monkeypatch):

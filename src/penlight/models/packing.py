@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from penlight.models.layers import run, same_memory
 from penlight.models.probe import first_tensor, frozen_copy, listening, split_call
+from penlight.models.same import evenly, is_same, same_pads
 
 _ROUNDING = 1e-5  # of the largest value: another order of the same sums
 _MISSING = (AttributeError, NotImplementedError, RuntimeError, TypeError)  # the operator is PyTorch's own affair
@@ -102,7 +103,7 @@ class _Look:
         given, made = first_tensor(inputs), first_tensor(output)
         if self._last is not None and self._last.is_in(made):
             self._last.by.add(module)
-        if given is None or made is None or not plain(module) or "forward" in vars(module):
+        if given is None or made is None or not (plain(module) or is_same(module)) or "forward" in vars(module):
             return
         assert isinstance(module, nn.Conv2d)
         if module not in self.found:
@@ -179,10 +180,16 @@ class Packed:
 
     def __init__(self, conv: nn.Conv2d, shape: tuple[int, ...]) -> None:
         self._weight, self._bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
-        self._how = _padding(conv), conv.stride, conv.dilation, conv.groups
-        dense = self._weight.contiguous().to_mkldnn()
+        self._size = shape[2:] if is_same(conv) else None  # for which alone it is packed
+        weight, padding = self._weight, _padding(conv)
+        if self._size is not None:
+            even = evenly(weight, self._size, conv.stride, conv.dilation)
+            if even is None:
+                raise NotImplementedError("taps apart cannot be padded unevenly")
+            weight, padding = even
+        self._how = padding, conv.stride, conv.dilation, conv.groups
         pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its annotations lack arguments
-        self._packed = pack(dense, *self._how, list(shape))
+        self._packed = pack(weight.contiguous().to_mkldnn(), *self._how, list(shape))
         self._operator = torch.ops.mkldnn._convolution_pointwise.default
         self._then, self._after = _NOTHING, _NOTHING.named
 
@@ -211,11 +218,19 @@ class Packed:
     def __call__(self, x: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():  # a mode that watches the network would be asked about each of these
             fits = not x.requires_grad and x.ndim == 4 and x.dtype is torch.float32 and x.device.type == "cpu"
+            fits = fits and self._size in (None, x.shape[2:])
         if not fits:
-            padding, stride, dilation, groups = self._how
-            return self._then.plain(F.conv2d(x, self._weight, self._bias, stride, padding, dilation, groups))
+            return self._then.plain(self._unpacked(x))
         made: Tensor = self._operator(x, self._packed, self._bias, *self._how, *self._after)
         return made
+
+    def _unpacked(self, x: Tensor) -> Tensor:
+        padding, stride, dilation, groups = self._how
+        if self._size is not None:
+            axes = zip(x.shape[-2:], self._weight.shape[2:], stride, dilation, strict=True)
+            (top, bottom), (left, right) = (same_pads(*axis) for axis in axes)
+            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+        return F.conv2d(x, self._weight, self._bias, stride, padding, dilation, groups)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
         return self  # packed memory cannot be copied, and is never written to

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from penlight.models.same import is_same, same_pads
+
 _FEW = 4  # channels up to which the rewriting pays
 
 
@@ -20,7 +22,7 @@ class Unshuffled(nn.Module):
         super().__init__()
         assert not isinstance(conv.padding, str)
         self.kernel, self.padding = conv.kernel_size, conv.padding
-        self.same = type(conv).__name__ == "Conv2dSame"
+        self.same = is_same(conv)
         taps = tuple((k + 1) // 2 for k in self.kernel)
         self.taps = taps
         out, channels = conv.weight.shape[:2]
@@ -37,9 +39,8 @@ class Unshuffled(nn.Module):
         edges: list[int] = []
         for axis in (1, 0):  # F.pad counts from the last axis
             length, kernel = x.shape[axis - 2], self.kernel[axis]
-            if self.same:  # timm's rule, TensorFlow's "SAME"
-                count = (length + 1) // 2
-                before = max((count - 1) * 2 + kernel - length, 0) // 2
+            if self.same:
+                count, before = (length + 1) // 2, same_pads(length, kernel, 2)[0]
             else:
                 before = self.padding[axis]
                 count = (length + 2 * before - kernel) // 2 + 1
@@ -58,8 +59,7 @@ def quicken(network: nn.Module) -> nn.Module:
 
 
 def _applies(module: nn.Module) -> bool:
-    same = type(module).__name__ == "Conv2dSame" and type(module).__module__.startswith("timm.")
-    if not isinstance(module, nn.Conv2d) or (type(module) is not nn.Conv2d and not same):
+    if not isinstance(module, nn.Conv2d) or (type(module) is not nn.Conv2d and not is_same(module)):
         return False
     plain = (
         module.stride == (2, 2) and module.dilation == (1, 1) and module.groups == 1 and module.padding_mode == "zeros"
