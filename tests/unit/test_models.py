@@ -340,3 +340,15 @@ def test_networks_that_take_views_of_their_maps_are_folded_too(whole):
     fast, x = model.prepared(), torch.randn(4, 3, 8, 8)
     assert not isinstance(fast.norm, nn.BatchNorm2d)
     torch.testing.assert_close(fast(x.contiguous(memory_format=torch.channels_last)), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_networks_that_write_into_their_input_are_folded_too():
+    network = zoo.seeded(
+        lambda: nn.Sequential(
+            nn.ELU(inplace=True), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5)
+        )
+    ).eval()
+    model = Model(network, InputContract("array", (3, 8, 8)))
+    fast, x = model.prepared(), torch.randn(4, 3, 8, 8)
+    assert not isinstance(fast[2], nn.BatchNorm2d)
+    torch.testing.assert_close(fast(x.clone()), network(x.clone()), rtol=1e-4, atol=1e-5)

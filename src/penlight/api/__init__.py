@@ -1,4 +1,4 @@
-"""The doors in Python."""
+"""The doors in Python. Each leaves `torch.inference_mode()` behind, in which there are neither gradients nor version counters."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from penlight.api.opening import as_model, find_data
 from penlight.jobs import AtlasOptions, Outcome, plan_atlas, run_plan
 from penlight.jobs.executors.processes import helpers
@@ -26,6 +28,7 @@ class Built:
     outcome: Outcome
 
 
+@torch.inference_mode(False)
 def build_atlas(
     model: Model | str | Path,
     data: Any,

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from penlight.api.opening import as_model, find_data, open_survey, silent, technique
 from penlight.errors import BadOption
 from penlight.jobs.plan import chosen_layers
@@ -26,6 +28,7 @@ from penlight.techniques.survey.passages import Passages
 from penlight.units import Unit
 
 
+@torch.inference_mode(False)
 def survey(
     model: Model | str | Path,
     data: Any = None,
@@ -64,6 +67,7 @@ def _own_properties(options: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(given) if isinstance(given, list | tuple) else (given,)
 
 
+@torch.inference_mode(False)
 def project(
     model: Model | str | Path,
     survey: SurveyResult | str | Path,
@@ -93,6 +97,7 @@ def project(
     return result
 
 
+@torch.inference_mode(False)
 def diagnose(
     model: Model | str | Path,
     data: Any = None,
@@ -135,6 +140,7 @@ def diagnose(
     return result if file is None else pruned(opened, result, found, file)[0]
 
 
+@torch.inference_mode(False)
 def formula(
     model: Model | str | Path,
     at: Any = None,

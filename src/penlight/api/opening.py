@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from penlight.errors import BadInput, BadOption
@@ -18,6 +19,7 @@ from penlight.techniques.contract import Technique, default_method, methods
 from penlight.techniques.options import build
 
 
+@torch.inference_mode(False)
 def load(
     reference: str | Path | nn.Module,
     *,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from penlight.api.opening import as_model, find_data, open_survey, silent, technique
 from penlight.errors import UsageError
@@ -22,6 +23,7 @@ from penlight.techniques.visualize.targets import Target
 from penlight.units import Unit
 
 
+@torch.inference_mode(False)
 def visualize(
     model: Model | str | Path,
     unit: Any,
@@ -99,6 +101,7 @@ def _units(model: Model, text: Any) -> list[Unit]:
         raise
 
 
+@torch.inference_mode(False)
 def sweep(
     model: Model | str | Path,
     unit: Any,
@@ -127,6 +130,7 @@ def sweep(
     )
 
 
+@torch.inference_mode(False)
 def dream(
     model: Model | str | Path,
     picture: Any,

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
+import torch
+
 from penlight.api.opening import as_model, find_data, silent, technique
 from penlight.errors import BadInput, BadOption, UnknownName
 from penlight.inputs import Data, Inputs, open_data, read_input
@@ -27,6 +29,7 @@ _NAMED = 80  # characters of an input that is named by itself
 _CHECKED = 10  # maps that an explanation with its checks takes, about
 
 
+@torch.inference_mode(False)
 def activations(
     model: Model | str | Path,
     inputs: Any,
@@ -102,6 +105,7 @@ def explain(
 ) -> ExplainResult | ExplanationsResult: ...  # fmt: skip
 
 
+@torch.inference_mode(False)
 def explain(
     model: Model | str | Path,
     picture: Any,

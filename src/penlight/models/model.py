@@ -50,6 +50,11 @@ class Model:
         self.network, self.contract = unwrap(network), contract
         if self.text is not None:
             self.network = written_out(self.network, self.text.batch_first)
+        if any(one.is_inference() for one in (*self.network.parameters(), *self.network.buffers())):
+            raise BadReference(
+                f"the weights of this {type(self.network).__name__} were made inside torch.inference_mode(), where they take no"
+                " gradients; make, load or copy.deepcopy the network outside it"
+            )
         self.labels = None if labels is None else tuple(map(str, labels))
         self.reference = reference or type(self.network).__name__
         self.figures = dict(figures or {})
@@ -92,6 +97,7 @@ class Model:
         return torch.randn((count, *self.contract.shape), generator=generator).to(self.device)
 
     @cached_property
+    @torch.inference_mode(False)
     def _anatomy(self) -> Anatomy:
         return anatomy(self.network, self.example(), None if self.text is None else (2, self.text.shape[0]))
 
@@ -109,6 +115,7 @@ class Model:
         return self._anatomy.class_layer
 
     @cached_property
+    @torch.inference_mode(False)
     def lines(self) -> Mapping[str, tuple[Line, ...]]:
         """What every position of every layer sees, an input axis at a time; nothing is said of text."""
         if self.text is not None:
@@ -116,6 +123,7 @@ class Model:
         return lines(self.network, self._anatomy.layers, self.contract.shape, self.device)
 
     @cached_property
+    @torch.inference_mode(False)
     def fields(self) -> Mapping[str, ReceptiveField | None]:
         """Receptive field of every layer, size and stride in pixels; None: the whole input."""
         return {path: summary(found) for path, found in self.lines.items()}
@@ -204,6 +212,7 @@ class Model:
             raise BadUnit(f"{self.reference} has no labels; name the class by its number, class:0 to class:{count - 1}")
         raise UnknownName("label", label, self.labels)
 
+    @torch.inference_mode(False)
     def predict(self, pictures: Any, batch: int = 64) -> NDArray[np.float32]:
         """Class probabilities, (N, classes) float32.
 
@@ -252,6 +261,7 @@ class Model:
         normalize = self.contract.normalize_last if last else self.contract.normalize
         return torch.from_numpy(normalize(inputs)).to(self.device)
 
+    @torch.inference_mode(False)
     def prepared(self, keep: Sequence[str] = ()) -> nn.Module:
         """A frozen copy made for speed (BatchNorm folded, channels-last), in which the layers `keep` still put out their own values."""
         return prepare(self.network, self.example(), keep)

@@ -71,7 +71,7 @@ def prepare(network: nn.Module, example: Tensor, keep: Collection[str] = ()) -> 
             pairs, before = _foldable(_reshaping(twin), given, keep)
         if not pairs:
             return twin
-        after = first_tensor(run(_fold(twin, pairs), given))
+        after = first_tensor(run(_fold(twin, pairs), given.clone()))
     if before is None or after is None or not _close(before, after):
         return _tried(_twin(network, example), example)
     return twin
@@ -132,7 +132,7 @@ def _foldable(
             written.append((tensor, module))
 
     with listening(network, after, before):
-        output = first_tensor(run(network, example))
+        output = first_tensor(run(network, example.clone()))  # a network may write into what it is given
     once = [(names[c], names[n]) for c, n in pairs if calls[c] == 1 and calls[n] == 1]
     return [(conv, norm) for conv, norm in once if conv not in keep], output
 
