@@ -9,9 +9,11 @@ convolution's output as it is in that network, that is, with its BatchNorm folde
 weights, the bare pass as PyTorch does. One thread, CPU time, the two in turns A B A B
 on the same 32 pictures; medians. `start` is the share in the first blocks, when every input still enters some list; `share` the one
 after `warm` pictures, when few do; `long run` the one with the same pictures once more, when none does, as far into a large data set.
-`twins` is the share of a whole survey as a user starts it, with the search for nearly equal pictures on, statistics, reading and
-its first blocks included, against the bare pass over the same pictures. `duplicates` is the share of the pass in which `diagnose` reads
-what its verdicts need, the correlations that show duplicate units included, as for 500 and for 5,000 pictures (goal .75 for both).
+`twins` is the one after `warm` pictures with the search for nearly equal pictures on, for which twice as many inputs are kept and those
+that enter a list are marked; `whole` the share of a whole survey of 512 pictures as a user starts it, that search, preparing, the first
+blocks and the result included, against the bare pass over the same pictures. `duplicates` is the share of the pass in which `diagnose`
+reads what its verdicts need, the correlations that show duplicate units included, as for 500 and for 5,000 pictures. The goal with
+either search on is .75.
 With --memory, the peak that Python and NumPy allocate for 500 and for 5,000 inputs, as well.
 """
 
@@ -38,8 +40,10 @@ from penlight.models.places import places
 from penlight.models.sources.vision import import_torchvision
 from penlight.techniques.contract import Request
 from penlight.techniques.diagnose.tally import Census, fitting
+from penlight.techniques.survey.lists import RESERVE
 from penlight.techniques.survey.stream import Stream
 from penlight.techniques.survey.sweep import Sweep
+from penlight.techniques.survey.twins import mark
 
 SIDE, BLOCK, TOP = 224, 32, 9
 CONTRACT = InputContract("image", (3, SIDE, SIDE), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -82,17 +86,24 @@ def measure(name: str, warm: int, blocks: int) -> dict[str, Any]:
     model = build(name)
     layers = {path: layer for path, layer in model.layers.items() if layer.kind in ("Conv2d", "Conv2dSame")}
     network = model.prepared()
-    sweep = Sweep(model, network, layers, TOP)
+    sweep, searching = Sweep(model, network, layers, TOP), Sweep(model, network, layers, RESERVE * TOP)
     rng = np.random.default_rng(0)
     tensor = model.tensor(pictures(rng)).contiguous(memory_format=torch.channels_last)
     trials = {batch: min(seconds(bare, network, tensor, batch) for _ in range(3)) for batch in (1, 2, 4, 8)}
     best = min(trials, key=lambda batch: trials[batch])
-    times: list[tuple[float, float]] = []
+    times: list[tuple[float, ...]] = []
+
+    def search(inputs: NDArray[np.uint8], index: range) -> None:
+        searching.feed(inputs, index, [None] * BLOCK)
+        for entered in searching.tally.entered.tolist():
+            mark(inputs[entered - index.start])
+
     for number in range(warm // BLOCK + blocks):
         inputs = pictures(rng)
         tensor = model.tensor(inputs).contiguous(memory_format=torch.channels_last)
         index = range(number * BLOCK, (number + 1) * BLOCK)
-        times.append((seconds(bare, network, tensor, best), seconds(sweep.feed, inputs, index, [None] * BLOCK)))
+        plain = seconds(bare, network, tensor, best), seconds(sweep.feed, inputs, index, [None] * BLOCK)
+        times.append((*plain, seconds(search, inputs, index)))
     count, again = len(times), []
     for number in range(
         count, count + blocks
@@ -110,10 +121,11 @@ def measure(name: str, warm: int, blocks: int) -> dict[str, Any]:
         "warm": len(times) * BLOCK - blocks * BLOCK,
         "bare_per_s": round(alone, 1),
         "survey_per_s": round(surveyed, 1),
-        "start": round(statistics.median(a / b for a, b in start), 3),
-        "share": round(statistics.median(a / b for a, b in steady), 3),
+        "start": round(statistics.median(a / b for a, b, _ in start), 3),
+        "share": round(statistics.median(a / b for a, b, _ in steady), 3),
         "long_run": round(statistics.median(a / b for a, b in again), 3),
         "goal": GOALS[name],
+        "twins": round(statistics.median(a / c for a, _, c in steady), 3),
     }
 
 
@@ -233,7 +245,7 @@ def main() -> None:
     warm, blocks = (256, 5) if given.quick else (768, 9)
     report: dict[str, Any] = {"benchmark": "survey", "networks": [measure(name, warm, blocks) for name in names]}
     for row in report["networks"]:
-        row["twins"] = whole(row["network"], 64 if given.quick else 512, 1 if given.quick else 3)
+        row["whole"] = whole(row["network"], 64 if given.quick else 512, 1 if given.quick else 3)
         row["duplicates"] = {count: census(row["network"], count, 4 if given.quick else 16) for count in (500, 5000)}
     if given.memory:
         report["peak_mb"] = memory((100, 400) if given.quick else (500, 5000))
@@ -242,12 +254,12 @@ def main() -> None:
         return
     print(
         f"{'network':12} {'units':>6} {'bare/s':>8} {'survey/s':>9} {'start':>6} {'share':>6} {'long run':>8} {'goal':>5}"
-        f" {'twins':>6} {'duplicates':>10}"
+        f" {'twins':>6} {'whole':>6} {'duplicates':>10}"
     )
     for row in report["networks"]:
         print(
             f"{row['network']:12} {row['units']:6} {row['bare_per_s']:8.1f} {row['survey_per_s']:9.1f}"
-            f" {row['start']:6.2f} {row['share']:6.2f} {row['long_run']:8.2f} {row['goal']:5.2f} {row['twins']:6.2f}"
+            f" {row['start']:6.2f} {row['share']:6.2f} {row['long_run']:8.2f} {row['goal']:5.2f} {row['twins']:6.2f} {row['whole']:6.2f}"
             f" {' '.join(f'{share:.2f}' for share in row['duplicates'].values()):>10}"
         )
     for count, peak in report.get("peak_mb", {}).items():

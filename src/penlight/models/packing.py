@@ -93,8 +93,8 @@ class _Look:
         kind = _rectifier(module)
         if self.keep is None or kind is None or last is None or given is None or not last.is_in(given):
             return
-        both = self.found[last.conv].joined(kind, last.given)
-        if both is not None and _alike(both(last.given), kind.plain(given.clone())):
+        both = self.found[last.conv].joined(kind, last.given, kind.plain(given.clone()))
+        if both is not None:
             self._pairs.append((last.conv, last.by, module, both))
         self._last = None
 
@@ -107,8 +107,8 @@ class _Look:
             return
         assert isinstance(module, nn.Conv2d)
         if module not in self.found:
-            one = Packed.of(module, given)
-            if one is None or not _alike(one(given), made):
+            one = Packed.of(module, given, made)
+            if one is None:
                 return
             self.found[module] = one
         self._last = _Written(module, given, made, made._version, {module})
@@ -194,26 +194,24 @@ class Packed:
         self._then, self._after = _NOTHING, _NOTHING.named
 
     @classmethod
-    def of(cls, conv: nn.Conv2d, given: Tensor) -> Packed | None:
-        """Packed for inputs like `given` (N, C, H, W); None where that is not possible."""
+    def of(cls, conv: nn.Conv2d, given: Tensor, made: Tensor) -> Packed | None:
+        """Packed for inputs like `given` (N, C, H, W), of which the convolution made `made`; None where it cannot do the same."""
         if conv.weight.dtype is not torch.float32 or conv.weight.device.type != "cpu" or given.ndim != 4:
             return None
         try:
             one = cls(conv, tuple(given.shape))
-            one(given)
+            return one if _alike(one(given), made) else None
         except _MISSING:
             return None
-        return one
 
-    def joined(self, then: Rectifier, given: Tensor) -> Packed | None:
-        """The same with a rectifier after it; None where this PyTorch's operator does not know it."""
+    def joined(self, then: Rectifier, given: Tensor, made: Tensor) -> Packed | None:
+        """The same with a rectifier after it; None where that does not make `made` of `given`."""
         both = copy.copy(self)
         both._then, both._after = then, then.named
         try:
-            both(given)
+            return both if _alike(both(given), made) else None
         except _MISSING:
             return None
-        return both
 
     def __call__(self, x: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():  # a mode that watches the network would be asked about each of these
