@@ -30,6 +30,13 @@ STACKS = {
     "dilated": [(3, 1, 1), (3, 1, 2), (3, 1, 4)],
     "even": [(2, 2, 1), (4, 1, 1), (2, 1, 1)],
     "skipping": [(1, 2, 1), (3, 1, 1), (1, 3, 1)],
+    "patches": [
+        (8, 8, 1),
+        (3, 1, 3),
+        (3, 1, 1),
+    ],  # fields with holes, edges farther apart than the rows that are asked first
+    "coarse": [(16, 16, 1), (3, 1, 2), (3, 2, 1), (1, 1, 1)],
+    "holes": [(1, 9, 1), (3, 1, 3), (3, 2, 1)],
 }
 
 
@@ -120,7 +127,7 @@ def test_upsampling_is_swept():
     assert fields(network, (1, 16, 16))["1"].size == (3, 3)
 
 
-@pytest.mark.parametrize("name", ["alexnet-like", "even", "skipping"])
+@pytest.mark.parametrize("name", ["alexnet-like", "even", "skipping", "patches", "holes"])
 def test_boxes_of_every_position_are_those_of_the_gradient(name):
     """An all-positive linear stack: the gradient of a position is non-zero exactly on its receptive field."""
     network = nn.Sequential(*[nn.Conv2d(1, 1, k, s, k // 2, d) for k, s, d in STACKS[name]])

@@ -24,7 +24,7 @@ from penlight.models.layers import Layer, ReceptiveField
 from penlight.models.probe import LOGITS, Probe, Reader, undisturbed
 
 _LONGER = (1, 2, 4, 8)  # canvases, in lengths of the network's own input
-_THIN = 32  # pixels across the axis that is not looked at, where the network takes it
+_THIN = (8, 32)  # pixels across the axis that is not looked at, where the network takes so few
 _WINDOW = 16  # rows poisoned at first; doubled until the edges are found, at most to _WIDEST
 _WIDEST = 128
 _AT_ONCE = 8  # poisoned inputs in one pass
@@ -164,18 +164,19 @@ def _canvases(
     factor: int,
     device: torch.device,
 ) -> Iterator[_Canvas]:
-    """A thin canvas, where there is a second axis to save on, and one of full width for the layers that do not take the thin one."""
+    """Thin canvases, where there is a second axis to save on, and one of full width, each for the layers that no thinner one reaches."""
     long = tuple(n * (factor if a == axis else 1) for a, n in enumerate(shape))
-    thin = tuple(n if a in (0, axis) else min(n, _THIN) for a, n in enumerate(long))
-    maps = {p: la for p, la in layers.items() if len(la.positions) == len(shape) - 1}
-    wide = dict(layers)
-    if thin != long and maps:
-        narrow = _Canvas(network, maps, thin, axis, device)
-        narrow.test(narrow.ends, narrow.layers)
-        wide = {p: la for p, la in layers.items() if p not in maps or not narrow.reached(p)}
-        yield narrow
-    if wide:
-        yield _Canvas(network, wide, long, axis, device)
+    left = dict(layers)
+    for width in _THIN:
+        thin = tuple(n if a in (0, axis) else min(n, width) for a, n in enumerate(long))
+        maps = {p: la for p, la in left.items() if len(la.positions) == len(shape) - 1}
+        if thin != long and maps:
+            narrow = _Canvas(network, maps, thin, axis, device)
+            narrow.test(narrow.ends, narrow.layers)
+            left = {p: la for p, la in left.items() if p not in maps or not narrow.reached(p)}
+            yield narrow
+    if left:
+        yield _Canvas(network, left, long, axis, device)
 
 
 def _resolve(canvas: _Canvas, paths: Sequence[str]) -> tuple[dict[str, tuple[int, int, int]], set[str]]:
@@ -185,7 +186,10 @@ def _resolve(canvas: _Canvas, paths: Sequence[str]) -> tuple[dict[str, tuple[int
     left, window, middle = list(paths), _WINDOW, canvas.length // 2
     while left:
         rows = range(max(0, middle - window // 2), min(canvas.length, middle + (window + 1) // 2))
-        canvas.test(rows, left)
+        if window == _WINDOW:
+            canvas.test(rows, left)
+        else:
+            _search(canvas, rows, left)
         for path in list(left):
             answer = _edges(*canvas.matrix(path))
             if answer is not None:
@@ -198,6 +202,19 @@ def _resolve(canvas: _Canvas, paths: Sequence[str]) -> tuple[dict[str, tuple[int
             break
         window *= 2
     return solved, uneven
+
+
+def _search(canvas: _Canvas, rows: range, paths: Sequence[str]) -> None:
+    """Poison rows until every edge among `rows` is seen: halfway between two that differ, as what is seen moves one way only."""
+    new = {*rows[::_WINDOW], rows[-1]}
+    while new:
+        canvas.test(sorted(new), paths)
+        new = set()
+        for path in paths:
+            asked, hit = canvas.matrix(path)
+            changed = (hit[1:] != hit[:-1]).any(1)
+            pairs = [pair for pair, differs in zip(pairwise(asked), changed, strict=True) if differs]
+            new |= {(a + b) // 2 for a, b in pairs if b - a > 1 and a in rows and b in rows}
 
 
 def _edges(rows: list[int], hit: NDArray[np.bool_]) -> tuple[int, int, int] | tuple[()] | None:
