@@ -37,6 +37,7 @@ STACKS = {
     ],  # fields with holes, edges farther apart than the rows that are asked first
     "coarse": [(16, 16, 1), (3, 1, 2), (3, 2, 1), (1, 1, 1)],
     "holes": [(1, 9, 1), (3, 1, 3), (3, 2, 1)],
+    "sparse": [(1, 20, 1), (2, 1, 1)],  # most rows are seen by nobody
 }
 
 
