@@ -180,7 +180,7 @@ class Packed:
 
     def __init__(self, conv: nn.Conv2d, shape: tuple[int, ...]) -> None:
         self._weight, self._bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
-        self._size = shape[2:] if is_same(conv) else None  # for which alone it is packed
+        self._size = None if plain(conv) else shape[2:]  # for which alone one is packed that pads by it
         weight, padding = self._weight, _padding(conv)
         if self._size is not None:
             even = evenly(weight, self._size, conv.stride, conv.dilation)
