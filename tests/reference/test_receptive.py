@@ -7,6 +7,7 @@ from torch import nn
 
 import penlight
 import zoo
+from penlight.models import receptive
 from penlight.models.layers import ReceptiveField
 
 
@@ -144,3 +145,71 @@ def test_boxes_of_every_position_are_those_of_the_gradient(name):
         rows, columns = torch.nonzero(grad[0, 0], as_tuple=True)
         expected = ((int(rows.min()), int(rows.max()) + 1), (int(columns.min()), int(columns.max()) + 1))
         assert model.box(path, place) == expected, place
+
+
+class Windows(nn.Module):
+    """Attention inside windows, of which every second layer's are shifted: what is seen changes every few rows, unevenly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.first, self.second, self.merge = nn.Conv2d(1, 2, 4, 4), *(nn.Identity() for _ in range(3))
+
+    def forward(self, x):
+        x = self.patch(x)
+        x = self.first(self.attend(x))
+        x = self.second(self.attend(x.roll((-2, -2), (2, 3))).roll((2, 2), (2, 3)))
+        return self.merge(nn.functional.avg_pool2d(x, 2))
+
+    def attend(self, x):
+        return nn.functional.interpolate(nn.functional.avg_pool2d(x, 5), scale_factor=5) + x
+
+
+UNEVEN = {
+    "windows": (Windows, 80),
+    "adaptive": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 5, 2, 2), nn.AdaptiveAvgPool2d(7), nn.Conv2d(2, 2, 3, padding=1)),
+        90,
+    ),
+    "enlarged": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3, 4), nn.Upsample(scale_factor=3, mode="bilinear"), nn.Conv2d(2, 2, 3)),
+        70,
+    ),
+    "skipping": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 1, 7), nn.AdaptiveMaxPool2d(4), nn.Upsample(scale_factor=2)),
+        66,
+    ),
+    "with holes": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 2, 3, 11), nn.Conv2d(2, 2, 3, padding=2, dilation=2), nn.AdaptiveAvgPool2d(3)
+        ),
+        100,
+    ),
+}
+
+SKIPPING = ("enlarged", "skipping", "with holes")  # rows that nobody sees: all are asked
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_what_lies_between_rows_that_hit_the_same_is_as_if_it_had_been_asked(name, monkeypatch):
+    make, side = UNEVEN[name]
+    rows = 0
+
+    def told():
+        model = penlight.load(zoo.seeded(make), example=torch.zeros(1, 1, side, side))
+        return {
+            path: [(a.size, a.stride, a.first.tolist(), a.last.tolist()) for a in one]
+            for path, one in model.lines.items()
+        }
+
+    def count(self, asked, layers):
+        nonlocal rows
+        rows += len(asked)
+        plain(self, asked, layers)
+
+    plain = receptive._Canvas._pass
+    monkeypatch.setattr(receptive._Canvas, "_pass", count)
+    found, asked = told(), rows
+    monkeypatch.setattr(receptive, "_search", lambda canvas, rows, paths: canvas.test(rows, paths))
+    rows = 0
+    assert found == told()
+    assert asked < rows or (name in SKIPPING and asked == rows)

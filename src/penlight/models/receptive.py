@@ -3,8 +3,9 @@
 NaN times anything, zero weights too, is NaN, and every maximum, sum and activation passes it on; so a unit depends on a row if and only
 if it turns into NaN with it. Poisoning a few neighbouring rows in the middle shows, for all layers at once, where units begin and cease
 to depend: the position that ceases at row y has its field's last row there. Two such edges give the stride, one of each kind the size.
-A layer whose edges do not fit one stride (uneven pooling) is swept row by row. A layer that has no edges in the picture, because its
-field reaches past it, is probed on a longer canvas where the network takes one; what still sees both ends there sees everything.
+A layer whose edges do not fit one stride (uneven pooling) is asked about the whole picture, row by row where what is hit changes. A layer
+that has no edges in the picture, because its field reaches past it, is probed on a longer canvas where the network takes one; what still
+sees both ends there sees everything.
 """
 
 from __future__ import annotations
@@ -91,6 +92,12 @@ class _Canvas:
 
         return read
 
+    def fill(self, path: str) -> None:
+        """Take it that a row between two poisoned ones, which hit the same, hits that too."""
+        rows, hit = self.matrix(path)
+        before = np.searchsorted(rows, np.arange(self.length), "right") - 1
+        self.hits[path] = dict(enumerate(hit[before]))
+
     def reached(self, path: str) -> bool:
         return path in self.hits
 
@@ -150,7 +157,7 @@ def _axis(
             break
     for canvas in {id(one): one for one in native.values()}.values():
         own = [path for path, place in native.items() if place is canvas]
-        canvas.test(range(canvas.length), [p for p in own if _has_to_be_swept(canvas, p, layers[p], regular.get(p))])
+        _sweep(canvas, [p for p in own if _has_to_be_swept(canvas, p, layers[p], regular.get(p))])
     return {
         path: _line(native.get(path), path, layer, regular.get(path), shape[axis]) for path, layer in layers.items()
     }
@@ -215,6 +222,15 @@ def _search(canvas: _Canvas, rows: range, paths: Sequence[str]) -> None:
             changed = (hit[1:] != hit[:-1]).any(1)
             pairs = [pair for pair, differs in zip(pairwise(asked), changed, strict=True) if differs]
             new |= {(a + b) // 2 for a, b in pairs if b - a > 1 and a in rows and b in rows}
+
+
+def _sweep(canvas: _Canvas, paths: Sequence[str]) -> None:
+    """What every row hits. Where rows are skipped, which hit nothing, it takes all of them to find the others."""
+    rows = range(canvas.length)
+    _search(canvas, rows, paths)
+    canvas.test(rows, [path for path in paths if not canvas.matrix(path)[1].any(1).all()])
+    for path in paths:
+        canvas.fill(path)
 
 
 def _edges(rows: list[int], hit: NDArray[np.bool_]) -> tuple[int, int, int] | tuple[()] | None:
