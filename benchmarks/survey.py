@@ -5,9 +5,9 @@
 For every convolution of SqueezeNet, GoogLeNet and MobileNetV2 (random weights, random pictures of 224 × 224) the survey keeps the top
 9 inputs with positions and all statistics. It is fed uint8 pictures and normalises them itself. The bare pass runs the same network,
 folded, channels-last, in inference mode, at its best batch size, on pictures that are normalised already. What is read is each
-convolution's output as it is in that network, that is, with its BatchNorm folded in. The survey runs pointwise convolutions from packed
-weights, the bare pass as PyTorch does. One thread, CPU time, the two in turns A B A B
-on the same 32 pictures; medians. `start` is the share in the first blocks, when every input still enters some list; `share` the one
+convolution's output as it is in that network, that is, with its BatchNorm folded in. The survey runs convolutions from packed
+weights, the bare pass as PyTorch does. One thread, CPU time, in turns on the same 32 pictures: the bare pass, a survey, one with the
+search for twins; medians. `start` is the share in the first blocks, when every input still enters some list; `share` the one
 after `warm` pictures, when few do; `long run` the one with the same pictures once more, when none does, as far into a large data set.
 `twins` is the one after `warm` pictures with the search for nearly equal pictures on, for which twice as many inputs are kept and those
 that enter a list are marked; `whole` the share of a whole survey of 512 pictures as a user starts it, that search, preparing, the first

@@ -181,12 +181,7 @@ def test_convolutions_that_pad_by_the_size_of_their_input(make, size):
         pytest.skip("this PyTorch has no packed convolution")
     with torch.inference_mode():
         torch.testing.assert_close(one(x), conv(x), rtol=1e-5, atol=1e-6)
-        for other in (
-            x[:, :, :-1],
-            x[:, :, :, 1:],
-            torch.cat([x, x], 3),
-            x[0],
-        ):  # it is packed for one size, and knows it
+        for other in (x[:, :, :-1], x[:, :, :, 1:], torch.cat([x, x], 3), x[0]):  # other sizes than it is packed for
             torch.testing.assert_close(one(other), conv(other), rtol=1e-5, atol=1e-6)
     (found,) = torch.autograd.grad(one(x.requires_grad_()).square().sum(), x)
     (wanted,) = torch.autograd.grad(conv(x).square().sum(), x)

@@ -115,7 +115,6 @@ class Model:
         return self._anatomy.class_layer
 
     @cached_property
-    @torch.inference_mode(False)
     def lines(self) -> Mapping[str, tuple[Line, ...]]:
         """What every position of every layer sees, an input axis at a time; nothing is said of text."""
         if self.text is not None:
@@ -123,7 +122,6 @@ class Model:
         return lines(self.network, self._anatomy.layers, self.contract.shape, self.device)
 
     @cached_property
-    @torch.inference_mode(False)
     def fields(self) -> Mapping[str, ReceptiveField | None]:
         """Receptive field of every layer, size and stride in pixels; None: the whole input."""
         return {path: summary(found) for path, found in self.lines.items()}
@@ -212,7 +210,6 @@ class Model:
             raise BadUnit(f"{self.reference} has no labels; name the class by its number, class:0 to class:{count - 1}")
         raise UnknownName("label", label, self.labels)
 
-    @torch.inference_mode(False)
     def predict(self, pictures: Any, batch: int = 64) -> NDArray[np.float32]:
         """Class probabilities, (N, classes) float32.
 

@@ -193,7 +193,7 @@ def _resolve(canvas: _Canvas, paths: Sequence[str]) -> tuple[dict[str, tuple[int
     left, window, middle = list(paths), _WINDOW, canvas.length // 2
     while left:
         rows = range(max(0, middle - window // 2), min(canvas.length, middle + (window + 1) // 2))
-        if window == _WINDOW:
+        if window == _WINDOW:  # most layers have an edge at every one or two of these
             canvas.test(rows, left)
         else:
             _search(canvas, rows, left)
