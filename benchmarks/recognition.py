@@ -1,7 +1,7 @@
 """Class pictures made on one network, shown to networks they were not made on: every method, Lucent 0.1.8, and photographs.
 
     python benchmarks/recognition.py [CARD] [--models DIR] [--data DIR] [--classes N] [--seeds K] [--methods A,B] [--race]
-                                     [--cache DIR] [--out DIR] [--quick] [--json]
+                                     [--set OPTION=VALUE] [--cache DIR] [--out DIR] [--quick] [--json]
 
 CARD names network A, on which the pictures are made; every other card in DIR is a judge. Classes are drawn at random, with a fixed
 seed, from those that have photographs (CLASSINDEX_anything.jpg). A judge sees the whole picture, resized to its own input (bicubic,
@@ -367,13 +367,17 @@ class Bench:
         with quiet():
             self.judges = [Judge(penlight.load(str(card)), self.files, given.cache) for card in given.judges]
         self.sheets = given.out
+        if self.sheets is not None:
+            self.sheets.mkdir(parents=True, exist_ok=True)
+            names = [str(index) if self.model.labels is None else self.model.labels[index] for index in self.classes]
+            (self.sheets / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
 
-    def judged(self, row: Row, pictures: Pictures) -> Row:
+    def judged(self, row: Row, pictures: Pictures, shown: bool = True) -> Row:
         truth = [index for index in self.classes for _ in range(pictures.shape[1])]
         for judge in self.judges:
             row.judges[judge.name] = verdict(judge, truth, *judge.sees(pictures), self.axes)
         row.size = (pictures.shape[2], pictures.shape[3])
-        if self.sheets is not None:
+        if self.sheets is not None and shown:
             sheet(pictures, self.sheets / f"{row.name.replace(' ', '-')}.png")
         return row
 
@@ -391,15 +395,15 @@ class Bench:
             sheet(np.stack(firsts).transpose(0, 2, 3, 1)[:, None], self.sheets / "photographs.png")
         return row
 
-    def method(self, name: str, steps: int = 0, seeds: int = 0) -> Row:
+    def method(self, name: str, steps: int = 0, shown: bool = True) -> Row:
         technique = methods["visualize"][name]
         has = {one.name for one in fields(technique)}  # type: ignore[arg-type]
-        options = dict(OPTIONS.get(name, {}))
+        options = dict(OPTIONS.get(name, {})) | {key: value for key, value in self.given.set.items() if key in has}
         steps = steps or self.given.steps
         if steps and "steps" in has:
             options["steps"] = steps
         row = Row(name, options=options)
-        seeds = seeds or self.given.seeds
+        seeds = self.given.seeds
         start = time.process_time()
         try:
             made, row.data = draw(self.model, name, options, self.classes, seeds, self.given.seed, self.given.data)
@@ -407,7 +411,7 @@ class Bench:
             row.refused = str(error)
             return row
         row.seconds = (time.process_time() - start) / (made.shape[0] * made.shape[1])
-        return self.judged(row, made)
+        return self.judged(row, made, shown)
 
     def lucent(self) -> Row:
         given = self.given
@@ -424,7 +428,7 @@ class Bench:
         """The fewest steps of the ladder at which the default is recognised as well as Lucent's pictures, by every judge."""
         tried = []
         for steps in LADDER:
-            row = self.method(DEFAULT, steps)
+            row = self.method(DEFAULT, steps, shown=False)  # the sheet is that of the default as it is
             tried.append({"steps": steps, "seconds": row.seconds, "judges": row.judges})
             if row.refused or all(beats(row.judges[name], lucent.judges[name]) for name in row.judges):
                 break
@@ -502,6 +506,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="draws the classes and starts the pictures")
     parser.add_argument("--methods", default="", metavar="A,B", help="only these; all that are registered otherwise")
     parser.add_argument("--steps", type=int, default=0, help="steps of every method that has them (default: its own)")
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE",
+                        help="of every method that has this option, as in --set leak=0; may be given several times")  # fmt: skip
     parser.add_argument("--no-lucent", action="store_true", help="leave Lucent out")
     parser.add_argument("--lucent-steps", type=int, default=0, help=f"default {LUCENT_STEPS}")
     parser.add_argument("--lucent-prepared", action="store_true", help="Lucent on Penlight's folded copy; see above")
@@ -509,7 +515,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="keeps Lucent's pictures and the photographs' features"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a contact sheet of every row, PNG")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="a contact sheet of every row, PNG; its classes, classes.txt"
+    )
     parser.add_argument("--quick", action="store_true", help="few classes and steps; a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     given = parser.parse_args(arguments)
@@ -529,6 +537,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in given.methods if name not in methods["visualize"]]
     if unknown:
         parser.error(f"there is no method {unknown[0]!r}; there are {', '.join(methods['visualize'])}")
+    given.set = dict(one.partition("=")[::2] for one in given.set)
+    known = {one.name for name in given.methods for one in fields(methods["visualize"][name])}  # type: ignore[arg-type]
+    for key, value in given.set.items():
+        if key not in known:
+            parser.error(f"--set {key}: none of these methods has such an option ({', '.join(given.methods)})")
+        try:
+            given.set[key] = json.loads(value)
+        except ValueError:
+            given.set[key] = value  # a word
     if given.quick:
         given.classes, given.seeds = min(given.classes, QUICK_CLASSES), 1
         given.steps, given.lucent_steps = given.steps or QUICK_STEPS, given.lucent_steps or QUICK_LUCENT

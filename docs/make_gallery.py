@@ -4,6 +4,7 @@
     python docs/make_gallery.py layers CARD.toml LAYER LAYER LAYER [--units 16] [--methods erhan,lucid,penlight] [--keep DIR]
     python docs/make_gallery.py classes CARD.toml 'tabby' 'school bus' … [--methods lucid,penlight]
     python docs/make_gallery.py sheets DIR NAME          # of what benchmarks/recognition.py --classes 6 --out DIR has drawn
+    python docs/make_gallery.py recognised DIR NAME      # the default's first pictures of recognition.py --out DIR, with their classes
 
 The first needs nothing but the package; the others take any model card of a picture network (docs/models.md says how to write one for
 torchvision's or timm's). Every run writes one JPEG or PNG to docs/pictures/gallery and prints its name. Rows of deep layers take long:
@@ -138,15 +139,38 @@ TILE, TILES = 162, 6  # of the sheets of recognition.py with six classes: two ro
 
 def sheets(given: argparse.Namespace) -> None:
     """The contact sheets of `recognition.py`, a row each."""
-    rows = []
-    for name in [*FIRST, "lucent", "penlight"]:
-        path = Path(given.card) / f"{name}.png"
-        if path.exists():
-            picture = np.asarray(Image.open(path).convert("RGB"))
-            wide = picture.shape[1] // TILE
-            corners = [((n // wide) * TILE, (n % wide) * TILE) for n in range(TILES)]
-            rows.append((name, [picture[t : t + TILE - 2, a : a + TILE - 2] for t, a in corners]))
+    paths = [Path(given.card) / f"{name}.png" for name in [*FIRST, "lucent", "penlight"]]
+    rows = [(path.stem, tiles(path, TILES)) for path in paths if path.exists()]
     save(grid(rows, [""] * TILES, TILE - 2), f"{given.names[0]}-methods.jpg")
+
+
+def tiles(path: Path, count: int) -> list[Any]:
+    """The first pictures of a contact sheet of `recognition.py`."""
+    picture = np.asarray(Image.open(path).convert("RGB"))
+    wide = picture.shape[1] // TILE
+    corners = [((n // wide) * TILE, (n % wide) * TILE) for n in range(count)]
+    return [picture[t : t + TILE - 2, a : a + TILE - 2] for t, a in corners]
+
+
+SHOWN, ACROSS, CAPTION = 28, 7, 20
+
+
+def recognised(given: argparse.Namespace) -> None:
+    """The default's first pictures on the contact sheet of `recognition.py`, in the order in which classes were drawn, with their names."""
+    folder = Path(given.card)
+    labels = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()[:SHOWN]
+    font = ImageFont.load_default(12)
+    down = -(-len(labels) // ACROSS)
+    canvas = Image.new("RGB", (ACROSS * TILE, down * (TILE + CAPTION)), "#faf8f2")
+    draw = ImageDraw.Draw(canvas)
+    for n, (label, picture) in enumerate(zip(labels, tiles(folder / "penlight.png", len(labels)), strict=True)):
+        left, top = n % ACROSS * TILE, n // ACROSS * (TILE + CAPTION)
+        canvas.paste(Image.fromarray(picture), (left, top))
+        word = label.partition(",")[0]
+        while draw.textlength(word, font=font) > TILE - 4:
+            word = word[:-2].rstrip() + "…"
+        draw.text((left + 2, top + TILE), word, font=font, fill="#3d372d")
+    save(canvas, f"{given.names[0]}-recognised.jpg")
 
 
 WHY = (
@@ -196,14 +220,15 @@ def save(image: Image.Image, name: str) -> None:
 def main() -> None:
     """Write one part of the gallery."""
     parser = argparse.ArgumentParser(description="Make a part of the gallery.")
-    parser.add_argument("part", choices=["letters", "layers", "classes", "sheets", "why"])
+    parser.add_argument("part", choices=["letters", "layers", "classes", "sheets", "recognised", "why"])
     parser.add_argument("card", nargs="?", default="letters")
     parser.add_argument("names", nargs="*")
     parser.add_argument("--units", type=int, default=16)
     parser.add_argument("--methods", default="")
     parser.add_argument("--keep", type=Path, help="folder for finished rows")
     given = parser.parse_args()
-    {"letters": letters, "layers": layers, "classes": classes, "sheets": sheets, "why": why}[given.part](given)
+    parts = {"letters": letters, "layers": layers, "classes": classes, "sheets": sheets, "recognised": recognised}
+    {**parts, "why": why}[given.part](given)
 
 
 if __name__ == "__main__":

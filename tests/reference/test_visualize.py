@@ -301,6 +301,25 @@ class TestPromises:
         assert steps(28, "4:0") == 320
         assert steps(96, "4:0", steps=7) == 7
 
+    def test_closed_relus_leak_for_classes_of_large_pictures(self, monkeypatch):
+        slopes = []
+        monkeypatch.setattr(engine, "leak", lambda output, slope: slopes.append(slope))
+
+        def leaks(side, unit, **options):
+            torch.manual_seed(0)
+            network = nn.Sequential(
+                nn.Conv2d(1, 2, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32, 3)
+            )
+            slopes.clear()
+            visualize(opened(network, 1, side, side), unit, steps=3, batch=1, **options)
+            return list(slopes)
+
+        assert leaks(96, "4:0") == [0.05] * 3
+        assert leaks(96, "4:0", leak=0.2) == [0.2] * 3
+        assert leaks(96, "4:0", leak=0.0) == []
+        assert leaks(96, "0:1@0,0") == []
+        assert leaks(28, "4:0") == []
+
     def test_progress_and_provenance(self, open_zoo):
         told = []
         r = visualize(

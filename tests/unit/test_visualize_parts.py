@@ -20,7 +20,7 @@ from penlight.techniques.visualize.engine import Phase, Recipe, Stage, optimize
 from penlight.techniques.visualize.objectives import Neuron, centre
 from penlight.techniques.visualize.parameterization import Fourier, Pixels, colour_matrix, frequencies
 from penlight.techniques.visualize.penalties import Distance, TotalVariation
-from penlight.techniques.visualize.rescue import open_last, redirect
+from penlight.techniques.visualize.rescue import leak, open_last, redirect
 from penlight.techniques.visualize.scene import Optics, as_picture
 from penlight.techniques.visualize.schedule import Constant, Cosine, stream
 from penlight.techniques.visualize.stem import Unshuffled, quicken
@@ -225,6 +225,30 @@ class TestRescue:
         y = F.relu6(x)
         redirect(y)
         assert torch.autograd.grad(y, x, torch.tensor([[1.0, -1.0]]))[0].tolist() == [[0.0, -1.0]]
+
+    @pytest.mark.parametrize("slope", [0.05, 0.75, 1.0])
+    @pytest.mark.parametrize(
+        ("gate", "x", "open_"),
+        [
+            (F.relu, [-1.0, 0.0, 3.0], [0, 0, 1]),
+            (F.relu6, [-1.0, 5.0, 7.0], [0, 1, 0]),
+            (lambda x: x.clamp(max=2), [-1.0, 1.0, 3.0], [1, 1, 0]),
+            (lambda x: F.threshold(x, 1, 0), [0.5, 1.0, 3.0], [0, 0, 1]),
+            (lambda x: (x * 1).relu_(), [-1.0, -2.0, 3.0], [0, 0, 1]),
+            (F.hardsigmoid, [-4.0, 1.0, 4.0], [0, 1 / 6, 0]),
+            (F.hardswish, [-4.0, 1.5, 4.0], [0, 1, 1]),
+        ],
+    )
+    def test_a_leak_is_a_share_of_what_a_closed_gate_keeps_back(self, gate, x, open_, slope):
+        """Open gates hand on their own gradient, closed ones `slope` of what was asked, and the values are the network's."""
+        x = torch.tensor(x, requires_grad=True)
+        y = gate(x)
+        plain = y.detach().clone()
+        asked = torch.tensor([2.0, -3.0, 5.0])
+        leak(y, slope)
+        wanted = [a * (o if o else slope) for a, o in zip(asked.tolist(), open_, strict=True)]
+        assert torch.autograd.grad(y, x, asked)[0].tolist() == pytest.approx(wanted, rel=1e-6)
+        assert torch.equal(y.detach(), plain)
 
     @pytest.mark.parametrize(
         "carry", [lambda y: y, lambda y: torch.cat([y, y * 1], 1)[:, :3], lambda y: y.reshape(3, 2).T.reshape(2, 3)]

@@ -11,6 +11,7 @@ from penlight.techniques.visualize.ascent import Adam
 from penlight.techniques.visualize.engine import Phase, Recipe
 from penlight.techniques.visualize.parameterization import Fourier, Pixels
 from penlight.techniques.visualize.penalties import Distance, Penalty, TotalVariation
+from penlight.techniques.visualize.rescue import Leaky
 from penlight.techniques.visualize.scene import Scene
 from penlight.techniques.visualize.schedule import Cosine
 from penlight.techniques.visualize.synthesis import Brief, Synthesis
@@ -38,9 +39,11 @@ class Penlight(Synthesis):
     """
 
     name: ClassVar[str] = "penlight"
+    version: ClassVar[int] = 3
     paper: ClassVar[str] = (
         "Olah, Mordvintsev & Schubert, Feature Visualization, Distill 2017 (doi:10.23915/distill.00007);"
-        " random windows and canvases of the receptive field are ours"
+        " random windows and canvases of the receptive field are ours; the leak of ReLUs after Øygard 2015 (deepdraw) and"
+        " Guo, Li & Chen, Backpropagating Linearly Improves Transferability of Adversarial Examples, NeurIPS 2020"
     )
 
     windows: ClassVar[bool] = True
@@ -63,6 +66,12 @@ class Penlight(Synthesis):
         0.3, "smallest random window, as a share of the picture; at least 0.7 for units of maps", low=0.05, high=1
     )
     shift: float = option(0.15, "largest shift of the window, as a share of the picture", low=0, high=1)
+    leak: float = option(
+        0.05,
+        "share of the gradient that closed ReLUs pass on all the same, for classes of large pictures; 0: the true gradient",
+        low=0,
+        high=1,
+    )
     mirror: bool = option(
         True, "mirror large pictures of classes every other step; units of maps may be one of a left and right pair"
     )
@@ -80,7 +89,8 @@ class Penlight(Synthesis):
         steps = self.steps or (_LONG if _is_class(scene) else _STEPS)
         phase = Phase(steps, Adam(Cosine(self.rate, steps)), transform, self._penalties(brief))
         decay = self.decay if scene.kind == "window" else 1.0
-        return Recipe(Fourier(_START, decay) if image else Pixels(_START), (phase,), scaled=True)
+        leaky = Leaky(self.leak, "backward") if self.leak and _is_class(scene) else None
+        return Recipe(Fourier(_START, decay) if image else Pixels(_START), (phase,), scaled=True, leaky=leaky)
 
     def _penalties(self, brief: Brief) -> tuple[Penalty, ...]:
         scene = brief.scene

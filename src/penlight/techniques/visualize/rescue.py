@@ -35,6 +35,7 @@ _GATES: dict[str, Callable[[Node], tuple[Tensor, float, float]]] = {
     "Hardswish": lambda n: (n._saved_self, -3.0, _INFINITE),
     "Hardsigmoid": lambda n: (n._saved_self, -3.0, 3.0),
 }
+_BENT = ("Hardswish", "Hardsigmoid")  # with a slope of their own where they are open
 # operations that only move values, or average or select them: a ReLU behind these is the one whose result is being read
 _CARRIERS = re.compile(
     r"(Cat|Stack|AsStrided|View|UnsafeView|Reshape|ReshapeAlias|Alias|Permute|Transpose|T|Slice|Select|Squeeze|Unsqueeze|Expand|Clone|ToCopy"
@@ -90,12 +91,22 @@ class Leaky:
 def leak(output: Tensor, slope: float) -> None:
     """Every closed ReLU below `output` hands `slope` of its gradient on; the forward pass stays the network's own."""
     for node in nodes(output.grad_fn):
-        read = _GATES.get(operation(node))
-        if read is not None:
-            _leak(node, slope, *read(node))
+        name = operation(node)
+        if name in _BENT:
+            _leak_bent(node, slope, *_GATES[name](node))
+        elif name in _GATES:
+            _leak(node, slope)
 
 
-def _leak(node: Node, slope: float, values: Tensor, low: float, high: float) -> None:
+def _leak(node: Node, slope: float) -> None:
+    def pass_on(given: tuple[Tensor | None, ...], asked: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        # a gate hands on all or nothing, so that what lies between is right for both: no mask has to be made
+        return given if given[0] is None else (torch.lerp(given[0], asked[0], slope), *given[1:])
+
+    node.register_hook(pass_on)
+
+
+def _leak_bent(node: Node, slope: float, values: Tensor, low: float, high: float) -> None:
     closed = (values.detach() <= low) | (values.detach() >= high)
 
     def pass_on(given: tuple[Tensor | None, ...], asked: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
