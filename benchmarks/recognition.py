@@ -403,10 +403,10 @@ class Bench:
         if steps and "steps" in has:
             options["steps"] = steps
         row = Row(name, options=options)
-        seeds = self.given.seeds
         start = time.process_time()
         try:
-            made, row.data = draw(self.model, name, options, self.classes, seeds, self.given.seed, self.given.data)
+            given = self.given
+            made, row.data = draw(self.model, name, options, self.classes, given.seeds, given.seed, given.data)
         except PenlightError as error:
             row.refused = str(error)
             return row
@@ -537,7 +537,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in given.methods if name not in methods["visualize"]]
     if unknown:
         parser.error(f"there is no method {unknown[0]!r}; there are {', '.join(methods['visualize'])}")
-    given.set = dict(one.partition("=")[::2] for one in given.set)
+    for one in given.set:
+        if "=" not in one:
+            parser.error(f"--set {one}: write OPTION=VALUE, as in leak=0")
+    given.set = dict(one.split("=", 1) for one in given.set)
     known = {one.name for name in given.methods for one in fields(methods["visualize"][name])}  # type: ignore[arg-type]
     for key, value in given.set.items():
         if key not in known:

@@ -298,7 +298,7 @@ class _Climb:
             def read(output: Tensor) -> None:
                 if rescue:
                     redirect(output)
-                elif leaky is not None and leaky.where == "backward":
+                if leaky is not None and leaky.where == "backward":
                     leak(output, leaky.slope)
                 if self.stage.open_last and self.recipe.open_last:
                     open_last(output)
