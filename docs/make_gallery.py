@@ -1,14 +1,15 @@
 """Make the gallery of docs/gallery.md: every method side by side, on the specimen and on networks of yours.
 
     python docs/make_gallery.py letters
-    python docs/make_gallery.py layers CARD.toml LAYER LAYER LAYER [--units 16] [--methods erhan,lucid,penlight] [--keep DIR]
+    python docs/make_gallery.py layers CARD.toml LAYER LAYER LAYER [--units 16] [--methods erhan,lucid,penlight] [--keep DIR] [--data DIR]
     python docs/make_gallery.py classes CARD.toml 'tabby' 'school bus' … [--methods lucid,penlight]
     python docs/make_gallery.py sheets DIR NAME          # of what benchmarks/recognition.py --classes 6 --out DIR has drawn
     python docs/make_gallery.py recognised DIR NAME      # the default's first pictures of recognition.py --out DIR, with their classes
 
 The first needs nothing but the package; the others take any model card of a picture network (docs/models.md says how to write one for
 torchvision's or timm's). Every run writes one JPEG or PNG to docs/pictures/gallery and prints its name. Rows of deep layers take long:
-with --keep each is kept in a folder the moment it is done, and a run that was ended goes on there.
+with --keep each is kept in a folder the moment it is done, and a run that was ended goes on there. mean-image starts from pictures
+of yours, --data.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ FIRST = (
     "generator",
 )
 CHEAPER: dict[str, dict[str, Any]] = {
-    "maco": {"crops": 8, "size": 160}
+    "maco": {"crops": 8, "size": 160},
+    "mean-image": {"facets": 1, "steps": 150},
 }  # what is not run as published, for the gallery's cost
 
 
@@ -84,14 +86,17 @@ def one(model: Any, units: Sequence[str], method: str, **options: Any) -> list[A
     return [found.images[u, 0] for u in range(len(units))]
 
 
-def kept(folder: Path | None, model: Any, units: Sequence[str], method: str) -> list[Any] | str:
+EXAMPLES = 30  # of a unit's strongest pictures, which mean-image looks at
+
+
+def kept(folder: Path | None, model: Any, units: Sequence[str], method: str, **options: Any) -> list[Any] | str:
     """`one`, or what an earlier run kept of it; says how long it took."""
     file = folder and folder / f"{Path(model.reference).stem}-{units[0].rpartition(':')[0]}-{method}-{len(units)}.npz"
     if file and file.exists():
         with np.load(file) as stored:
             return list(stored["pictures"])
     start = time.process_time()
-    row = one(model, units, method)
+    row = one(model, units, method, **options)
     print(f"{units[0]} {method}: {time.process_time() - start:.0f} s", flush=True)
     if file and not isinstance(row, str):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +109,7 @@ def letters(given: argparse.Namespace) -> None:
     """All classes of `letters`, a row a method."""
     model = penlight.load("letters")
     units = [f"class:{label}" for label in model.labels or ()]
-    extra = {"maco": {"crops": 32, "size": 0}, "mean-image": {"facets": 1}}
+    extra = {"maco": {"crops": 32, "size": 0}, "mean-image": {"facets": 1, "steps": 0}}
     rows = [(name, one(model, units, name, **extra.get(name, {}))) for name in names(given.methods)]
     save(grid(rows, list(model.labels or ()), SIDE), "letters.png")
 
@@ -117,7 +122,12 @@ def layers(given: argparse.Namespace) -> None:
         if given.methods:
             chosen = np.unique(np.linspace(0, count - 1, min(given.units, count)).astype(int)).tolist()
             units = [f"{layer}:{n}" for n in chosen]
-            rows = [(name, kept(given.keep, model, units, name)) for name in names(given.methods)]
+            asked = names(given.methods)
+            data = {}
+            if given.data and "mean-image" in asked:
+                seen = penlight.survey(model, given.data, layers=layer, top=EXAMPLES)
+                data["mean-image"] = {"data": given.data, "survey": seen}
+            rows = [(name, kept(given.keep, model, units, name, **data.get(name, {}))) for name in asked]
             save(grid(rows, [str(n) for n in chosen], SIDE), f"{Path(given.card).stem}-{layer}-methods.jpg")
             continue
         units = [f"{layer}:{n}" for n in range(min(given.units, count))]
@@ -225,6 +235,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--units", type=int, default=16)
     parser.add_argument("--methods", default="")
+    parser.add_argument("--data", help="folder of pictures, for mean-image")
     parser.add_argument("--keep", type=Path, help="folder for finished rows")
     given = parser.parse_args()
     parts = {"letters": letters, "layers": layers, "classes": classes, "sheets": sheets, "recognised": recognised}
