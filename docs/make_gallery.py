@@ -151,6 +151,10 @@ def sheets(given: argparse.Namespace) -> None:
     """The contact sheets of `recognition.py`, a row each."""
     paths = [Path(given.card) / f"{name}.png" for name in [*FIRST, "lucent", "penlight"]]
     rows = [(path.stem, tiles(path, TILES)) for path in paths if path.exists()]
+    if not rows:
+        raise FileNotFoundError(
+            f"{given.card} holds no contact sheet of a method; recognition.py --classes 6 --out writes them"
+        )
     save(grid(rows, [""] * TILES, TILE - 2), f"{given.names[0]}-methods.jpg")
 
 
@@ -239,7 +243,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for finished rows")
     given = parser.parse_args()
     parts = {"letters": letters, "layers": layers, "classes": classes, "sheets": sheets, "recognised": recognised}
-    {**parts, "why": why}[given.part](given)
+    try:
+        {**parts, "why": why}[given.part](given)
+    except (PenlightError, FileNotFoundError) as error:
+        parser.exit(2, f"make_gallery.py: {error}\n")
 
 
 if __name__ == "__main__":
