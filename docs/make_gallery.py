@@ -46,6 +46,7 @@ CHEAPER: dict[str, dict[str, Any]] = {
     "maco": {"crops": 8, "size": 160},
     "mean-image": {"facets": 1, "steps": 150},
 }  # what is not run as published, for the gallery's cost
+EXAMPLES = 30  # of a unit's strongest pictures, which mean-image looks at
 
 
 def names(asked: str) -> list[str]:
@@ -77,8 +78,10 @@ def grid(rows: Sequence[tuple[str, Sequence[Any] | str]], heads: Sequence[str], 
     return canvas
 
 
-def one(model: Any, units: Sequence[str], method: str, **options: Any) -> list[Any] | str:
-    """A picture a unit, or why there is none."""
+def one(model: Any, units: Sequence[str], method: str, data: str | None = None, **options: Any) -> list[Any] | str:
+    """A picture a unit, or why there is none; data: the pictures from which mean-image starts for units of a layer."""
+    if data and method == "mean-image":
+        options |= {"data": data, "survey": penlight.survey(model, data, layers=layer_of(units), top=EXAMPLES)}
     try:
         found = penlight.visualize(model, list(units), method=method, **{**CHEAPER.get(method, {}), **options})
     except PenlightError as error:
@@ -86,17 +89,18 @@ def one(model: Any, units: Sequence[str], method: str, **options: Any) -> list[A
     return [found.images[u, 0] for u in range(len(units))]
 
 
-EXAMPLES = 30  # of a unit's strongest pictures, which mean-image looks at
+def layer_of(units: Sequence[str]) -> str:
+    return units[0].rpartition(":")[0]
 
 
-def kept(folder: Path | None, model: Any, units: Sequence[str], method: str, **options: Any) -> list[Any] | str:
+def kept(folder: Path | None, model: Any, units: Sequence[str], method: str, data: str | None) -> list[Any] | str:
     """`one`, or what an earlier run kept of it; says how long it took."""
-    file = folder and folder / f"{Path(model.reference).stem}-{units[0].rpartition(':')[0]}-{method}-{len(units)}.npz"
+    file = folder and folder / f"{Path(model.reference).stem}-{layer_of(units)}-{method}-{len(units)}.npz"
     if file and file.exists():
         with np.load(file) as stored:
             return list(stored["pictures"])
     start = time.process_time()
-    row = one(model, units, method, **options)
+    row = one(model, units, method, data)
     print(f"{units[0]} {method}: {time.process_time() - start:.0f} s", flush=True)
     if file and not isinstance(row, str):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -122,12 +126,7 @@ def layers(given: argparse.Namespace) -> None:
         if given.methods:
             chosen = np.unique(np.linspace(0, count - 1, min(given.units, count)).astype(int)).tolist()
             units = [f"{layer}:{n}" for n in chosen]
-            asked = names(given.methods)
-            data = {}
-            if given.data and "mean-image" in asked:
-                seen = penlight.survey(model, given.data, layers=layer, top=EXAMPLES)
-                data["mean-image"] = {"data": given.data, "survey": seen}
-            rows = [(name, kept(given.keep, model, units, name, **data.get(name, {}))) for name in asked]
+            rows = [(name, kept(given.keep, model, units, name, given.data)) for name in names(given.methods)]
             save(grid(rows, [str(n) for n in chosen], SIDE), f"{Path(given.card).stem}-{layer}-methods.jpg")
             continue
         units = [f"{layer}:{n}" for n in range(min(given.units, count))]
@@ -172,6 +171,8 @@ SHOWN, ACROSS, CAPTION = 28, 7, 20
 def recognised(given: argparse.Namespace) -> None:
     """The default's first pictures on the contact sheet of `recognition.py`, in the order in which classes were drawn, with their names."""
     folder = Path(given.card)
+    if not (folder / "classes.txt").exists():
+        raise FileNotFoundError(f"{folder} holds no classes.txt; recognition.py --out writes it")
     labels = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()[:SHOWN]
     font = ImageFont.load_default(12)
     down = -(-len(labels) // ACROSS)
